@@ -1,0 +1,33 @@
+# make study   set up and run the study         (make study CONFIG=config/other.yaml)
+# make test    set up and run the tests
+# make setup   only set up the virtual environment in .venv
+
+PYTHON ?= python3
+CONFIG ?= config/config.yaml
+VENV := .venv
+READY := $(VENV)/ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: setup study test lint
+
+study: $(READY)
+	snakemake --configfile $(CONFIG)
+
+test: $(READY)
+	pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+setup: $(READY)
+
+$(READY): pyproject.toml envs/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "layercal needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt --editable '.[dev]'
+	touch $@

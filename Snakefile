@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from layercal import InputError
+from layercal.config import check
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+MODELS = yaml.safe_load(Path("config/models.yaml").read_text())
+QUESTIONS = yaml.safe_load(Path("config/questions.yaml").read_text())
+SCHEMA = yaml.safe_load(Path("workflow/schemas/config.schema.yaml").read_text())
+try:
+    check(config, SCHEMA, MODELS, QUESTIONS)
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+SHARDS = range(config["extract"]["shards"])
+
+
+wildcard_constraints:
+    model="|".join(MODELS),
+    questions="|".join(QUESTIONS),
+    shard=r"\d+",
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/extract.smk"
+include: "workflow/rules/lens.smk"
+include: "workflow/rules/directions.smk"
+include: "workflow/rules/steering.smk"
+include: "workflow/rules/reports.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.reports.input,

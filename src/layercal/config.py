@@ -1,0 +1,65 @@
+"""The study's config, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+
+import jsonschema
+
+from layercal import InputError
+
+
+def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
+    """Check a config against its schema and the registries.
+
+    Parameters
+    ----------
+    config : dict
+    schema : dict
+        ``workflow/schemas/config.schema.yaml``.
+    models, questions : dict
+        The registries ``config/models.yaml`` and ``config/questions.yaml``.
+
+    Raises
+    ------
+    InputError
+        Naming every key at fault, what was found and what is expected.
+    """
+    validator = jsonschema.Draft202012Validator(schema)
+    problems = [_explain(error) for error in validator.iter_errors(config)]
+    if not problems:
+        problems += _unknown(config["models"], models, "models", "model")
+        problems += _unknown(config["questions"], questions, "questions", "question set")
+    if problems:
+        raise InputError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
+    where = where.lstrip(".")
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema["properties"])
+        unknown = sorted(set(error.instance) - set(known))
+        return "; ".join(
+            f"unknown key {f'{where}.{key}'.lstrip('.')!r}{_suggest(key, known)}" for key in unknown
+        )
+    if error.validator == "contains":
+        return f"{where}: found {error.instance}; it must hold 0, the unsteered reading"
+    if error.validator == "type":
+        expected = error.validator_value
+        expected = expected if isinstance(expected, str) else " or ".join(expected)
+        return f"{where}: found {error.instance!r}; expected {expected}"
+    return f"{where}: {error.message}" if where else error.message
+
+
+def _unknown(names: list[str], registry: dict, key: str, what: str) -> list[str]:
+    return [
+        f"{key}: unknown {what} {name!r}{_suggest(name, registry)}; add it to config/{key}.yaml"
+        for name in names
+        if name not in registry
+    ]
+
+
+def _suggest(name: str, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(sorted(known))})"

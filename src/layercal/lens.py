@@ -1,0 +1,99 @@
+"""The logit lens: residuals -> option logits, option mass and entropy at every layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from layercal.model import LensModel
+
+
+@torch.inference_mode()
+def read(
+    model: LensModel, residuals: Tensor, option_ids: Tensor, chunk: int = 256
+) -> dict[str, Tensor]:
+    """Read residuals through the model's own final norm and unembedding.
+
+    Parameters
+    ----------
+    model : LensModel
+    residuals : Tensor, shape (..., d)
+    option_ids : Tensor, shape (n_options,)
+        Token ids of the option letters.
+    chunk : int
+        Vectors projected onto the whole vocabulary at a time; bounds memory.
+
+    Returns
+    -------
+    dict of Tensor
+        ``logits`` (..., n_options); ``option_mass`` (...), the probability of the option tokens
+        under the softmax over the vocabulary; ``entropy`` (...) of that softmax, in nats.
+    """
+    flat = residuals.reshape(-1, residuals.shape[-1])
+    logits, mass, entropy = [], [], []
+    for part in flat.split(chunk):
+        over_vocabulary = model.unembed(part)
+        log_probability = over_vocabulary.log_softmax(-1)
+        logits.append(over_vocabulary[:, option_ids])
+        mass.append(log_probability[:, option_ids].exp().sum(-1))
+        entropy.append(-(log_probability.exp() * log_probability).sum(-1))
+    shape = residuals.shape[:-1]
+    return {
+        "logits": torch.cat(logits).reshape(*shape, -1),
+        "option_mass": torch.cat(mass).reshape(shape),
+        "entropy": torch.cat(entropy).reshape(shape),
+    }
+
+
+PENALTIES = torch.logspace(-3, 3, 13)
+
+
+@torch.inference_mode()
+def translate(residuals: Tensor, fold: Tensor, penalties: Tensor = PENALTIES) -> Tensor:
+    """Tuned lens: carry every layer's residuals to the last by an affine map, cross-fitted.
+
+    The map ``h + W (h - mean) + b`` of Belrose et al. 2023 (arXiv 2303.08112), here fitted by ridge
+    regression in closed form to the final residual, with the penalty on W: without data it is the
+    logit lens shifted to the right mean. The penalty is chosen for each layer by the leave-one-out
+    error on the fit split, in closed form too.
+
+    Parameters
+    ----------
+    residuals : Tensor, shape (n, L + 1, d)
+    fold : Tensor of int, shape (n,)
+        Each fold is translated by maps fitted on the other folds.
+    penalties : Tensor
+        Candidates, in units of the mean squared singular value of the residuals.
+
+    Returns
+    -------
+    Tensor, shape (n, L + 1, d)
+        float32; the last layer is left as it is.
+    """
+    translated = residuals.float().clone()
+    final = translated[:, -1]
+    for layer in range(residuals.shape[1] - 1):
+        h = residuals[:, layer].float()
+        for f in fold.unique():
+            inside = fold == f
+            update = _fit_ridge(h[~inside], (final - h)[~inside], penalties)
+            translated[inside, layer] = h[inside] + update(h[inside])
+    return translated
+
+
+def _fit_ridge(x: Tensor, y: Tensor, penalties: Tensor):
+    """Ridge regression with intercept; returns the fitted function."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    u, s, v = torch.linalg.svd(x - mean_x, full_matrices=False)
+    projected = u.T @ (y - mean_y)
+    # residuals that are all the same (the embedding of one token) leave the intercept alone
+    candidates = penalties * (s**2).mean() + torch.finfo(s.dtype).tiny
+    errors = []
+    for penalty in candidates:
+        shrink = s**2 / (s**2 + penalty)
+        leverage = (u**2 * shrink).sum(-1) + 1 / len(x)
+        missed = y - mean_y - u @ (shrink[:, None] * projected)
+        errors.append(((missed / (1 - leverage)[:, None]) ** 2).sum())
+    best = candidates[torch.stack(errors).argmin()]
+    weights = (s / (s**2 + best))[:, None] * projected
+    return lambda new: mean_y + ((new - mean_x) @ v.T) @ weights

@@ -1,0 +1,283 @@
+"""What was read off a model, one array axis a layer or setting, and its table of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import rankdata
+from threadpoolctl import threadpool_limits
+
+from layercal import InputError, calibration, resampling
+from layercal.questions import LETTERS
+
+VALUES = ["value", "ci_low", "ci_high", "null_mean", "null_high"]
+
+
+@dataclass
+class Readings:
+    """Option logits and what comes with them.
+
+    Attributes
+    ----------
+    logits : array, shape (..., n, n_options)
+    answer : array of int, shape (n,)
+    extra : dict of array, shape (..., n)
+        Quantities to average as they are, such as option mass and entropy.
+    """
+
+    logits: np.ndarray
+    answer: np.ndarray
+    extra: dict[str, np.ndarray]
+
+    def __post_init__(self):
+        self.log_probability = log_softmax(self.logits.astype(float), -1)
+        self.confidence = np.exp(self.log_probability.max(-1))
+        self.correct = self.logits.argmax(-1) == self.answer
+
+    def take(self, rows) -> Readings:
+        """Keep only some of the questions."""
+        extra = {name: value[..., rows] for name, value in self.extra.items()}
+        return Readings(self.logits[..., rows, :], self.answer[rows], extra)
+
+    def layer(self, index: int) -> Readings:
+        """Reading of one layer."""
+        extra = {name: value[index] for name, value in self.extra.items()}
+        return Readings(self.logits[index], self.answer, extra)
+
+    def errors(self, weights: np.ndarray, n_bins: Sequence[int], min_count: Sequence[int]):
+        """Yield each binned error of one layer as (metric, n_bins, GapSample or why not)."""
+        pair, primary = (self.confidence, self.correct.astype(float), weights), n_bins[0]
+        for bins in n_bins:
+            yield "ece", bins, resampling.ece_sample(*pair, bins)
+            for count in min_count:
+                name = "mce" if count == 1 else f"mce_min{count}"
+                found = resampling.mce_sample(*pair, bins, count)
+                yield name, bins, found or f"no bin holds {count} questions"
+        if len(self.answer) < primary:
+            few = f"{len(self.answer)} questions cannot fill {primary} bins of equal mass"
+            yield "ece_mass", primary, few
+            yield "debiased_ece", primary, few
+        else:
+            yield "ece_mass", primary, resampling.ece_sample(*pair, primary, "mass")
+            yield "debiased_ece", primary, resampling.debiased_sample(*pair, primary)
+        yield "smooth_ece", 0, resampling.smooth_sample(*pair)
+        probability = np.exp(self.log_probability)
+        found = resampling.classwise_sample(probability, self.answer, weights, primary)
+        yield "classwise_ece", primary, found
+
+    def per_question(self) -> dict[str, np.ndarray]:
+        """Quantities whose mean over questions is a metric, each of shape (..., n).
+
+        ``nll`` in nats; ``brier`` sums over options (Brier 1950), within [0, 2];
+        ``signed_gap`` is confidence minus correctness, positive when overconfident;
+        ``predicted_<letter>`` is the share of predictions that name the letter.
+        """
+        predicted = self.logits.argmax(-1)
+        right = np.eye(self.logits.shape[-1])[self.answer]
+        return {
+            "accuracy": self.correct.astype(float),
+            "confidence": self.confidence,
+            "signed_gap": self.confidence - self.correct,
+            "nll": -(self.log_probability * right).sum(-1),
+            "brier": ((np.exp(self.log_probability) - right) ** 2).sum(-1),
+            **self.extra,
+            **{f"predicted_{letter}": (predicted == i) * 1.0 for i, letter in enumerate(LETTERS)},
+        }
+
+
+def from_options(options: pd.DataFrame) -> dict[str, Readings]:
+    """Arrays (L + 1, n) from a lens table, questions in the table's order, by option order.
+
+    Parameters
+    ----------
+    options : DataFrame
+        ``options.parquet``: one row a question, rotation of its options, and layer.
+
+    Returns
+    -------
+    dict of Readings
+        ``as-is`` if there is one order only. Of four rotations: ``averaged``, the mean over
+        rotations of the probabilities of each option (its letter bias averages out), with the
+        share of questions on which all rotations ``agree``; then ``rotation-0`` .. ``rotation-3``,
+        each as read, by letter.
+    """
+    layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
+
+    def by_layer(columns) -> np.ndarray:
+        values = options[columns].to_numpy()
+        values = values.reshape(-1, rotations, layers, *values.shape[1:])
+        return np.moveaxis(values, 2, 0)  # layers, questions, rotations, ...
+
+    logits = by_layer([f"logit_{letter}" for letter in LETTERS])
+    answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
+    one_by_one = [
+        Readings(logits[:, :, r], answer[:, r], {name: e[:, :, r] for name, e in extra.items()})
+        for r in range(rotations)
+    ]
+    if rotations == 1:
+        return {"as-is": one_by_one[0]}
+    # letter j of rotation r shows option (j + r) mod k: roll back to the options
+    log_probability = np.stack(
+        [np.roll(one.log_probability, r, -1) for r, one in enumerate(one_by_one)], -1
+    )
+    predicted = log_probability.argmax(-2)
+    averaged = Readings(
+        logits=logsumexp(log_probability, -1) - np.log(rotations),
+        answer=answer[:, 0],
+        extra={name: value.mean(-1) for name, value in extra.items()}
+        | {"agree": (predicted == predicted[..., :1]).all(-1).astype(float)},
+    )
+    return {"averaged": averaged, **{f"rotation-{r}": one for r, one in enumerate(one_by_one)}}
+
+
+def metric_table(
+    read: Readings, n_bins: Sequence[int], min_count: Sequence[int], draws: int, seed: int
+) -> pd.DataFrame:
+    """All metrics with 95 % intervals and, where an error is binned, its null floor.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, n_options).
+    n_bins, min_count : sequence of int
+        The first number of bins is the primary one, which equal-mass and class-wise errors use.
+    draws, seed : int
+
+    Returns
+    -------
+    DataFrame
+        ``layer``, ``metric``, ``value``, ``ci_low``, ``ci_high``, ``null_mean``, ``null_high``
+        (95th percentile under perfect calibration), ``n``, ``n_bins`` (0 where not binned),
+        ``reason`` (why a value is NaN, else empty). MCE over bins of at least c samples is named
+        ``mce`` for c = 1, else ``mce_min<c>``.
+    """
+    weights = resampling.resample_weights(len(read.answer), draws, seed)
+    uniform = np.random.default_rng(seed).random(weights.shape, np.float32)
+    rows = []
+    for layer in range(len(read.logits)):
+        one = read.layer(layer)
+        means = one.per_question()
+        means["auroc"] = auroc_values(one.confidence, one.correct)
+        rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
+        outcomes = resampling.draw_outcomes(np.exp(one.log_probability), uniform)
+        errors = one.errors(weights, n_bins, min_count)
+        rows += [{"layer": layer, **_error_row(*error, outcomes)} for error in errors]
+    return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
+
+
+def groups(subject: pd.Series, category: pd.Series) -> dict[str, np.ndarray]:
+    """Groups of questions: ``all``, each ``category:<name>`` and each ``subject:<name>``.
+
+    Parameters
+    ----------
+    subject, category : Series, length n
+
+    Returns
+    -------
+    dict of array of bool, shape (n,)
+    """
+    found = {"all": np.ones(len(subject), bool)}
+    for kind, names in (("category", category), ("subject", subject)):
+        found |= {f"{kind}:{name}": (names == name).to_numpy() for name in sorted(set(names))}
+    return found
+
+
+def group_table(
+    read: Readings, groups: dict[str, np.ndarray], min_group: int, settings: tuple, threads: int = 1
+) -> pd.DataFrame:
+    """:func:`metric_table` of every group, with the column ``group``.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, n_options).
+    groups : dict of array of bool, shape (n,)
+    min_group : int
+        Groups of fewer questions get NaN and a reason.
+    settings : tuple
+        The other arguments of :func:`metric_table`.
+    threads : int
+    """
+
+    def one(rows: np.ndarray) -> pd.DataFrame:
+        if rows.sum() >= min_group:
+            return metric_table(read.take(rows), *settings)
+        return pd.DataFrame()
+
+    # one BLAS thread each: the groups share the cores, and sums do not depend on how many there are
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        tables = dict(zip(groups, pool.map(one, groups.values()), strict=True))
+    full = next((table for table in tables.values() if len(table)), None)
+    if full is None:
+        raise InputError(
+            f"{len(read.answer)} questions in all, fewer than the {min_group} that calibration: "
+            "min_group asks for; lower it or study more questions"
+        )
+    for name, rows in groups.items():
+        if not len(tables[name]):
+            n, empty = int(rows.sum()), dict.fromkeys(VALUES, np.nan)
+            tables[name] = full.assign(
+                **empty, n=n, reason=f"{n} questions, fewer than {min_group}"
+            )
+    return pd.concat([table.assign(group=name) for name, table in tables.items()])
+
+
+def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]:
+    stacked = np.stack(list(values.values()), -1)
+    estimate, resampled = stacked.mean(0), (weights @ stacked).T / len(stacked)
+    low, high = resampling.interval(estimate, resampled)
+    rows = [
+        {"metric": name, "n_bins": 0, "value": value, "ci_low": a, "ci_high": b}
+        for name, value, a, b in zip(values, estimate, low, high, strict=True)
+    ]
+    for row in rows:
+        if np.isnan(row["value"]):
+            row["reason"] = "all predictions are right, or all wrong"
+    return rows
+
+
+def _error_row(metric: str, n_bins: int, sample, outcomes) -> dict:
+    row = {"metric": metric, "n_bins": n_bins}
+    if isinstance(sample, str):
+        return {**row, "value": np.nan, "reason": sample}
+    correct, by_option = outcomes
+    floor = sample.null(by_option if metric == "classwise_ece" else [correct])
+    low, high = resampling.error_interval(sample)
+    return {
+        **row,
+        "value": sample.estimate,
+        "ci_low": low,
+        "ci_high": min(high, 1.0),
+        "null_mean": floor.mean(),
+        "null_high": np.quantile(floor, 0.95),
+    }
+
+
+def auroc_values(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Values whose mean is AUROC and whose resampled mean is, to first order, its resample.
+
+    Placements of each question among those of the other kind (DeLong et al. 1988).
+
+    Parameters
+    ----------
+    confidence, correct : array, shape (n,)
+
+    Returns
+    -------
+    array, shape (n,)
+        NaN where all predictions are right, or all wrong.
+    """
+    area = float(calibration.auroc(confidence, correct))
+    if np.isnan(area):
+        return np.full(len(confidence), np.nan)
+    right, everywhere = correct == 1, rankdata(confidence)
+    place = np.empty(len(confidence))
+    for kind in (right, ~right):
+        place[kind] = (everywhere[kind] - rankdata(confidence[kind])) / (~kind).sum()
+    place[~right] = 1 - place[~right]
+    return area + (place - area) / np.where(right, right.mean(), 1 - right.mean())

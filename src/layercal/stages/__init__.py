@@ -1,0 +1,81 @@
+"""One thin module per rule: read files, call the library, write files.
+
+Here is only what every stage's command line shares; no result depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from layercal import InputError
+
+if not sys.stderr.isatty():  # progress bars, those of libraries too, are for terminals
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+log = logging.getLogger("layercal")
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Command line of a stage, with the options that all stages have."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m layercal.stages.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--log", type=Path, help="write messages to this file instead of the screen")
+    return made
+
+
+def add_model_options(made: argparse.ArgumentParser) -> None:
+    """Add the options of the stages that load a model."""
+    made.add_argument("--manifest", type=Path, required=True, help="manifest.json of the model")
+    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    made.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    made.add_argument("--threads", type=int, default=None, help="CPU threads; all if left out")
+
+
+def load_model(args: argparse.Namespace):
+    """Load the model that the options of :func:`add_model_options` name."""
+    import torch
+
+    from layercal import model
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    loaded = model.load(args.manifest.parent, args.dtype, args.device)
+    log.info(
+        "%s: %d layers, %s on %s",
+        args.manifest.parent.name,
+        loaded.n_layers,
+        loaded.dtype,
+        loaded.device,
+    )
+    return loaded
+
+
+def run(stage: Callable[[argparse.Namespace], None], made: argparse.ArgumentParser) -> None:
+    """Parse the command line and run a stage; bad input ends in one clear message.
+
+    Messages go to ``--log`` or the screen, progress bars to the screen if it is a terminal.
+    """
+    args = made.parse_args()
+    if args.log:
+        args.log.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=args.log, filemode="w", level=logging.WARNING, format="%(message)s", force=True
+    )
+    log.setLevel(logging.INFO)
+    try:
+        stage(args)
+    except InputError as error:
+        log.error("error: %s", error)
+        sys.exit(1)
+    except Exception:
+        log.error("unexpected error:\n%s", traceback.format_exc())
+        sys.exit(2)

@@ -1,0 +1,39 @@
+"""Extract the residual stream at the answer position, all layers, for one shard of the prompts."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+
+from layercal import extract, sources, stages
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("extract", __doc__)
+    stages.add_model_options(made)
+    made.add_argument("--prompts", type=Path, required=True)
+    made.add_argument("--shard", type=int, required=True)
+    made.add_argument("--batch-tokens", type=int, default=2048)
+    made.add_argument("--out", type=Path, required=True, help="residuals (safetensors) to write")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Check the gate on the first prompt, then extract and write the shard at once."""
+    prompts = pd.read_parquet(args.prompts).query("shard == @args.shard")
+    model = stages.load_model(args)
+    gate = model.check_gate(torch.tensor(prompts["input_ids"].iloc[0]))
+    stages.log.info("gate: lens at L differs from the model's own logits by %.3g", gate)
+    found = extract.residuals(
+        model,
+        prompts["input_ids"].tolist(),
+        args.batch_tokens,
+        f"{args.manifest.parent.name}: residuals, shard {args.shard}",
+    )
+    sources.write_atomically(args.out, save({"residuals": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Fetch one model of the registry: download, check, convert, write its manifest last."""
+
+from pathlib import Path
+
+from layercal import sources, stages
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("fetch_model", __doc__)
+    made.add_argument("--model", required=True, help="name in the registry")
+    made.add_argument("--registry", type=Path, default="config/models.yaml")
+    made.add_argument("--manifest", type=Path, required=True, help="manifest.json to write")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Fetch into the manifest's folder."""
+    entry = sources.registry_entry(args.registry, args.model)
+    manifest = sources.fetch_model(args.model, entry, args.manifest.parent)
+    stages.log.info("%s: %d files", args.model, len(manifest["files"]))
+
+
+if __name__ == "__main__":
+    main()

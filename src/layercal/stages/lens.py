@@ -1,0 +1,54 @@
+"""Read extracted residuals at every layer: through the logit lens, and through the tuned lens."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from layercal import lens, questions, sources, stages
+from layercal.questions import LETTERS
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("lens", __doc__)
+    stages.add_model_options(made)
+    made.add_argument("--prompts", type=Path, required=True)
+    made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
+    made.add_argument("--folds", type=int, default=5, help="of the tuned lens's cross-fitting")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, required=True, help="options.parquet to write")
+    made.add_argument("--tuned", type=Path, required=True, help="tuned.parquet to write")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Write one row a prompt and layer, of both lenses."""
+    prompts = pd.read_parquet(args.prompts)
+    residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
+    option_ids = torch.tensor(prompts["option_ids"].iloc[0])
+    model = stages.load_model(args)
+    fold = torch.tensor(questions.folds(prompts["question_id"].tolist(), args.folds, args.seed))
+    for path, read in ((args.out, residuals), (args.tuned, lens.translate(residuals, fold))):
+        table = _table(prompts, lens.read(model, read, option_ids))
+        sources.write_atomically(path, table.to_parquet(index=False))
+
+
+def _table(prompts: pd.DataFrame, found: dict[str, torch.Tensor]) -> pd.DataFrame:
+    n, layers = found["entropy"].shape
+    columns = {
+        name: np.repeat(prompts[name].to_numpy(), layers)
+        for name in ("question_id", "permutation", "answer")
+    }
+    columns["layer"] = np.tile(np.arange(layers), n)
+    for index, letter in enumerate(LETTERS):
+        columns[f"logit_{letter}"] = found["logits"][..., index].flatten().cpu().numpy()
+    for name in ("option_mass", "entropy"):
+        columns[name] = found[name].flatten().cpu().numpy()
+    return pd.DataFrame(columns)
+
+
+if __name__ == "__main__":
+    main()

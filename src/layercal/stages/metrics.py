@@ -1,0 +1,58 @@
+"""Compute calibration metrics per layer and group, and decide on the correction phase."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from layercal import phase, readings, resampling, sources, stages
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("metrics", __doc__)
+    made.add_argument("--prompts", type=Path, required=True)
+    made.add_argument("--options", type=Path, required=True, help="options.parquet")
+    made.add_argument("--tuned", type=Path, required=True, help="tuned.parquet")
+    made.add_argument("--n-bins", type=int, nargs="+", default=[10])
+    made.add_argument("--min-count", type=int, nargs="+", default=[1], help="for MCE")
+    made.add_argument("--draws", type=int, default=1000, help="resamples")
+    made.add_argument("--min-group", type=int, default=30, help="questions a group needs")
+    made.add_argument("--tolerance", type=float, default=0.02, help="of the decision layer")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, required=True, help="metrics.parquet to write")
+    made.add_argument("--phase", type=Path, required=True, help="phase.json to write")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Write the tidy metric table and the phase."""
+    prompts = pd.read_parquet(args.prompts).drop_duplicates("question_id")
+    groups = readings.groups(prompts["subject"], prompts["category"])
+    settings = (args.n_bins, args.min_count, args.draws, args.seed)
+    weights = resampling.resample_weights(len(prompts), args.draws, args.seed)
+    tables, phases = [], {}
+    for lens, path in (("logit", args.options), ("tuned", args.tuned)):
+        orders = readings.from_options(pd.read_parquet(path))
+        for order, read in orders.items():
+            table = readings.group_table(read, groups, args.min_group, settings, args.threads)
+            tables.append(table.assign(lens=lens, order=order))
+        order, read = next(iter(orders.items()))
+        phases[lens] = phase.detect(
+            read.confidence,
+            read.correct,
+            weights,
+            chance=1 / read.logits.shape[-1],
+            tolerance=args.tolerance,
+            n_bins=args.n_bins[0],
+        )
+    found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
+    table = pd.concat(tables)
+    sources.write_atomically(args.out, table.to_parquet(index=False))
+    sources.write_atomically(args.phase, json.dumps(found, indent=2) + "\n")
+    stages.log.info("%s", found["reason"])
+
+
+if __name__ == "__main__":
+    main()

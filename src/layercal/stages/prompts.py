@@ -1,0 +1,61 @@
+"""Turn questions into tokenized prompts, in the row order that all later tables keep.
+
+Fails before any long work if the option letters are not one token each.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from transformers import AutoTokenizer
+
+from layercal import InputError, prompts, questions, sources, stages
+from layercal.questions import LETTERS
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("prompts", __doc__)
+    made.add_argument("--manifest", type=Path, required=True, help="manifest.json of the model")
+    made.add_argument("--questions", type=Path, required=True, help="question table (parquet)")
+    made.add_argument("--prompt", choices=sorted(prompts.TEMPLATES), default="hendrycks")
+    made.add_argument("--option-order", choices=["as-is", "cyclic"], default="as-is")
+    made.add_argument("--limit", type=int, default=None, help="questions to keep; all if left out")
+    made.add_argument("--shards", type=int, default=1)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, required=True, help="prompts.parquet to write")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Write one row a prompt: identity, answer, shard, tokens and the option tokens."""
+    table = questions.load(args.questions)
+    chosen = sorted(questions.hash_order(table["question_id"], args.seed)[: args.limit])
+    rows = [table[row] for row in chosen]
+    if len(rows) < args.shards:
+        raise InputError(
+            f"{args.questions}: {len(rows)} question(s) cannot be cut into {args.shards} shards; "
+            "lower extract: shards in the config"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
+    rotations = len(LETTERS) if args.option_order == "cyclic" else 1
+    shown = [prompts.rotate(row, by) for row in rows for by in range(rotations)]
+    texts = [prompts.TEMPLATES[args.prompt](row) for row in shown]
+    input_ids, option_ids = prompts.tokenize(tokenizer, texts)
+    written = pd.DataFrame(shown)[["question_id", "subject", "category", "answer"]].assign(
+        permutation=list(range(rotations)) * len(rows),
+        shard=[
+            index * args.shards // len(rows) for index in range(len(rows)) for _ in range(rotations)
+        ],
+        n_tokens=[len(ids) for ids in input_ids],
+        prompt=texts,
+        input_ids=input_ids,
+        option_ids=[option_ids] * len(shown),
+    )
+    sources.write_atomically(args.out, written.to_parquet(index=False))
+    stages.log.info(
+        "%d prompts, %d tokens, options %s", len(shown), written["n_tokens"].sum(), option_ids
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Execute the report notebook of one model and question set with papermill, and render it."""
+
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+from layercal import sources, stages
+
+TABLES = (
+    "manifest",
+    "rejected",
+    "prompts",
+    "metrics",
+    "phase",
+    "directions",
+    "sweep",
+    "summary",
+)
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("report", __doc__)
+    made.add_argument("--notebook", type=Path, required=True, help="source, without outputs")
+    made.add_argument("--model", required=True)
+    made.add_argument("--questions", required=True)
+    for table in TABLES:
+        made.add_argument(f"--{table}", type=Path, required=True)
+    made.add_argument("--out", type=Path, required=True, help="executed notebook to write")
+    made.add_argument("--html", type=Path, required=True)
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Write the executed notebook and its HTML, both without times, code folded away."""
+    parameters = {name: str(getattr(args, name)) for name in ("model", "questions", *TABLES)}
+    notebook = papermill.execute_notebook(
+        args.notebook, None, parameters, kernel_name="python3", progress_bar=False
+    )
+    strip_times(notebook)
+    sources.write_atomically(args.out, nbformat.writes(notebook))
+    exporter = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    name = {"metadata": {"name": f"{args.model} on {args.questions}"}}
+    page, _ = exporter.from_notebook_node(notebook, resources=name)
+    sources.write_atomically(args.html, page)
+
+
+def strip_times(notebook) -> None:
+    """Drop what changes from run to run: times, durations, random cell ids."""
+    notebook.metadata.pop("papermill", None)
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def tiny(family: str):
+    """A tiny random model whose weights are large enough for its layers to matter."""
+    torch.manual_seed(0)
+    config, model = {
+        "llama": (LlamaConfig(**SMALL, initializer_range=0.2), LlamaForCausalLM),
+        "qwen2": (
+            Qwen2Config(**SMALL, initializer_range=0.2, tie_word_embeddings=True),
+            Qwen2ForCausalLM,
+        ),
+    }[family]
+    made = model(config).float()
+    for name, weight in made.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return made
+
+
+def word_tokenizer(letters=" A", vocabulary=()) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer; its merges decide whether ' A' .. ' D' are one token each."""
+    space = "Ġ"
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(space, letter) for letter in letters.strip()]
+    entries = [*symbols, *(f"{a}{b}" for a, b in merges)]
+    backend = Tokenizer(
+        models.BPE(vocab={symbol: i for i, symbol in enumerate(entries)}, merges=merges)
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def tiny_model(request):
+    return tiny(request.param)

@@ -1,0 +1,137 @@
+"""The config is checked before anything runs; the rules name all the code they depend on."""
+
+import ast
+import copy
+import re
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from layercal import InputError
+from layercal.config import check
+
+SOURCE = ROOT / "src/layercal"
+RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
+
+
+def read(path):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+CONFIG = read("config/config.yaml")
+FIXED = [
+    read(path)
+    for path in (
+        "workflow/schemas/config.schema.yaml",
+        "config/models.yaml",
+        "config/questions.yaml",
+    )
+]
+
+
+def test_embedded_config_is_valid():
+    check(CONFIG, *FIXED)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("models", ["smollm-135m"], "unknown model 'smollm-135m' (did you mean 'smollm2-135m'?)"),
+        ("questions", ["zzz"], "unknown question set 'zzz' (known: mmlu-dev); add it to config/"),
+        ("models", [], "models: "),
+        ("sed", 1, "unknown key 'sed' (did you mean 'seed'?)"),
+        ("steering.alpha", [1], "unknown key 'steering.alpha' (did you mean 'alphas'?)"),
+        ("steering.alphas", [0, "one"], "steering.alphas[1]: found 'one'; expected number"),
+        ("steering.alphas", [1, 2], "steering.alphas: found [1, 2]; it must hold 0"),
+        ("steering.modes", ["network"], "steering.modes[0]: 'network' is not one of"),
+        ("extract.shards", 0, "extract.shards: 0 is less than the minimum of 1"),
+        ("extract.dtype", "float16", "extract.dtype: 'float16' is not one of"),
+        ("limit", "all", "limit: found 'all'; expected integer or null"),
+        ("extract", None, "extract: found None; expected object"),
+        ("folds", 2, "folds: 2 is less than the minimum of 3"),
+    ],
+)
+def test_bad_config_is_named(path, value, message):
+    config = copy.deepcopy(CONFIG)
+    *parents, key = path.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    with pytest.raises(InputError) as error:
+        check(config, *FIXED)
+    assert message in str(error.value)
+
+
+def test_all_faults_are_named_at_once():
+    config = {**CONFIG, "seed": -1, "prompt": "x"}
+    del config["phase"]
+    with pytest.raises(InputError) as error:
+        check(config, *FIXED)
+    for part in ("seed: -1", "prompt: 'x'", "'phase' is a required property"):
+        assert part in str(error.value)
+
+
+def imports(module):
+    """Modules of the package that a module imports itself, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("layercal"):
+            inner = node.module.removeprefix("layercal").lstrip(".").replace(".", "/")
+            found |= {f"{inner}/{alias.name}".lstrip("/") for alias in node.names} | {inner}
+    return {name for name in found if name and (SOURCE / f"{name}.py").exists()}
+
+
+def needed(module):
+    """A module and, transitively, all it imports."""
+    found, ahead = set(), {module}
+    while ahead:
+        name = ahead.pop()
+        found.add(name)
+        ahead |= imports(name) - found
+    return found
+
+
+def rules():
+    """(file, rule, stage module, modules listed as code) of every rule that runs a stage."""
+    for path in RULES:
+        for block in re.split(r"\n(?=rule )", path.read_text())[1:]:
+            stage = re.search(r"-m layercal\.stages\.(\w+)", block)
+            if stage:
+                listed = re.search(r"code=expand\([^[]*\[([^]]*)\]", block)[1]
+                yield path, block.split(":")[0], stage[1], set(re.findall(r'"([^"]+)"', listed))
+
+
+FOUND = list(rules())
+
+
+@pytest.mark.parametrize(("path", "rule", "stage", "listed"), FOUND, ids=[row[1] for row in FOUND])
+def test_rules_list_all_code_they_run(path, rule, stage, listed):
+    """Snakemake sees no imports: a module missing here would leave stale results."""
+    expected = needed(f"stages/{stage}")
+    block = path.read_text().split(f"{rule}:")[1].split("\nrule ")[0]
+    if "--device" in block:  # the model is loaded by what these stages share
+        expected |= needed("model")
+    if "reports/notebooks" in block:
+        expected |= needed("figures")
+    assert listed == expected
+
+
+def test_every_stage_has_a_rule():
+    stages = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
+    assert stages == {stage for _, _, stage, _ in FOUND}
+
+
+@pytest.mark.parametrize("path", RULES, ids=[path.stem for path in RULES])
+def test_dvc_mirrors_the_rules(path):
+    stage = read("dvc.yaml")["stages"][path.stem]
+    code = {f"src/layercal/{name}.py" for row in FOUND if row[0] == path for name in row[3]}
+    assert {dep for dep in stage["deps"] if dep.startswith("src/")} == code
+    assert f"workflow/rules/{path.name}" in stage["deps"]
+    assert stage["cmd"] == f"snakemake {path.stem}"
+    used = set(re.findall(r'config\["(\w+)"\]', path.read_text()))
+    if "SHARDS" in path.read_text():
+        used.add("extract")
+    listed = next((set(p["config/config.yaml"]) for p in stage["params"]), set())
+    assert used <= listed

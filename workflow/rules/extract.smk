@@ -1,0 +1,81 @@
+# REQUIRED INPUTS: resources/models/{model}/, resources/questions/{questions}.parquet
+# OUTPUTS: results/extract/{model}/{questions}/prompts.parquet and residuals-{shard}.safetensors
+
+
+rule extract:
+    input:
+        expand(
+            "results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+            model=config["models"],
+            questions=config["questions"],
+            shard=SHARDS,
+        ),
+
+
+rule tokenize_prompts:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        questions="resources/questions/{questions}.parquet",
+        code=expand(
+            "src/layercal/{module}.py",
+            module=["prompts", "questions", "sources", "stages/prompts"],
+        ),
+    output:
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+    log:
+        "logs/extract/{model}/{questions}/prompts.log",
+    benchmark:
+        "logs/benchmarks/extract/{model}/{questions}/prompts.tsv"
+    priority: 10
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        prompt=config["prompt"],
+        option_order=config["option_order"],
+        limit="" if config["limit"] is None else f"--limit {config['limit']}",
+        shards=config["extract"]["shards"],
+        seed=config["seed"],
+    message:
+        "Tokenizing {wildcards.questions} for {wildcards.model}"
+    shell:
+        "python -m layercal.stages.prompts --manifest {input.manifest}"
+        " --questions {input.questions} --prompt {params.prompt}"
+        " --option-order {params.option_order} {params.limit}"
+        " --shards {params.shards} --seed {params.seed} --out {output.prompts} --log {log}"
+
+
+rule extract_residuals:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        code=expand(
+            "src/layercal/{module}.py",
+            module=["extract", "model", "sources", "stages/extract"],
+        ),
+    output:
+        residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+    log:
+        "logs/extract/{model}/{questions}/residuals-{shard}.log",
+    benchmark:
+        "logs/benchmarks/extract/{model}/{questions}/residuals-{shard}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=int(config["extract"]["device"] == "cuda"),
+    params:
+        batch_tokens=config["extract"]["batch_tokens"],
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+    message:
+        "Extracting residuals of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
+    shell:
+        "python -m layercal.stages.extract --manifest {input.manifest} --prompts {input.prompts}"
+        " --shard {wildcards.shard} --batch-tokens {params.batch_tokens} --dtype {params.dtype}"
+        " --device {params.device} --threads {threads} --out {output.residuals} --log {log}"

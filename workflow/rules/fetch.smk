@@ -1,0 +1,63 @@
+# REQUIRED INPUTS: config/models.yaml, config/questions.yaml, the sources they name
+# OUTPUTS: resources/models/{model}/manifest.json (beside it weights, config and tokenizer),
+#          resources/questions/{questions}.parquet and what was left out of it
+
+
+rule fetch:
+    input:
+        expand("resources/models/{model}/manifest.json", model=config["models"]),
+        expand("resources/questions/{questions}.parquet", questions=config["questions"]),
+
+
+rule fetch_questions:
+    input:
+        code=expand(
+            "src/layercal/{module}.py",
+            module=["questions", "sources", "stages/fetch_questions"],
+        ),
+    output:
+        table="resources/questions/{questions}.parquet",
+        rejected="resources/questions/{questions}.rejected.csv",
+    log:
+        "logs/fetch/questions/{questions}.log",
+    benchmark:
+        "logs/benchmarks/fetch/questions/{questions}.tsv"
+    # before the models, which take all cores: bad questions show before any long work
+    priority: 10
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        entry=lambda wildcards: QUESTIONS[wildcards.questions],
+    message:
+        "Fetching questions {wildcards.questions}"
+    shell:
+        "python -m layercal.stages.fetch_questions --questions {wildcards.questions}"
+        " --out {output.table} --rejected {output.rejected} --log {log}"
+
+
+rule fetch_model:
+    input:
+        code=expand("src/layercal/{module}.py", module=["sources", "stages/fetch_model"]),
+    output:
+        manifest="resources/models/{model}/manifest.json",
+    log:
+        "logs/fetch/models/{model}.log",
+    benchmark:
+        "logs/benchmarks/fetch/models/{model}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=7000,
+        runtime=60,
+    params:
+        entry=lambda wildcards: MODELS[wildcards.model],
+    message:
+        "Fetching model {wildcards.model}: download, check, convert"
+    shell:
+        "python -m layercal.stages.fetch_model --model {wildcards.model}"
+        " --manifest {output.manifest} --log {log}"

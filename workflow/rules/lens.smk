@@ -1,0 +1,99 @@
+# REQUIRED INPUTS: results/extract/{model}/{questions}/, resources/models/{model}/
+# OUTPUTS: results/lens/{model}/{questions}/options.parquet, tuned.parquet,
+#          metrics.parquet, phase.json
+
+
+rule lens:
+    input:
+        expand(
+            "results/lens/{model}/{questions}/phase.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+
+
+rule read_lens:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=expand(
+            "src/layercal/{module}.py",
+            module=["lens", "model", "questions", "sources", "stages/lens"],
+        ),
+    output:
+        options="results/lens/{model}/{questions}/options.parquet",
+        tuned="results/lens/{model}/{questions}/tuned.parquet",
+    log:
+        "logs/lens/{model}/{questions}/options.log",
+    benchmark:
+        "logs/benchmarks/lens/{model}/{questions}/options.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=8000,
+        runtime=60,
+        gpu=int(config["extract"]["device"] == "cuda"),
+    params:
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+        folds=config["folds"],
+        seed=config["seed"],
+    message:
+        "Reading {wildcards.model} on {wildcards.questions} through the logit lens"
+    shell:
+        "python -m layercal.stages.lens --manifest {input.manifest} --prompts {input.prompts}"
+        " --residuals {input.residuals} --dtype {params.dtype} --device {params.device}"
+        " --threads {threads} --folds {params.folds} --seed {params.seed}"
+        " --out {output.options} --tuned {output.tuned} --log {log}"
+
+
+rule measure_calibration:
+    input:
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        options="results/lens/{model}/{questions}/options.parquet",
+        tuned="results/lens/{model}/{questions}/tuned.parquet",
+        code=expand(
+            "src/layercal/{module}.py",
+            module=[
+                "calibration",
+                "phase",
+                "questions",
+                "readings",
+                "resampling",
+                "sources",
+                "stages/metrics",
+            ],
+        ),
+    output:
+        metrics="results/lens/{model}/{questions}/metrics.parquet",
+        phase="results/lens/{model}/{questions}/phase.json",
+    log:
+        "logs/lens/{model}/{questions}/metrics.log",
+    benchmark:
+        "logs/benchmarks/lens/{model}/{questions}/metrics.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        n_bins=config["calibration"]["n_bins"],
+        min_count=config["calibration"]["min_count"],
+        min_group=config["calibration"]["min_group"],
+        draws=config["calibration"]["draws"],
+        tolerance=config["phase"]["tolerance"],
+        seed=config["seed"],
+    message:
+        "Measuring calibration of {wildcards.model} on {wildcards.questions}"
+    shell:
+        "python -m layercal.stages.metrics --prompts {input.prompts} --options {input.options}"
+        " --tuned {input.tuned}"
+        " --n-bins {params.n_bins} --min-count {params.min_count} --min-group {params.min_group}"
+        " --draws {params.draws} --threads {threads}"
+        " --tolerance {params.tolerance} --seed {params.seed} --out {output.metrics}"
+        " --phase {output.phase} --log {log}"

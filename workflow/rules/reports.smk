@@ -1,0 +1,112 @@
+# REQUIRED INPUTS: results/lens, results/directions, results/steering, reports/notebooks/
+# OUTPUTS: reports/rendered/{model}-{questions}.html (and .ipynb, .png, .pdf), index.html
+
+
+rule reports:
+    input:
+        "reports/rendered/index.html",
+
+
+rule draw_main_figure:
+    input:
+        metrics="results/lens/{model}/{questions}/metrics.parquet",
+        phase="results/lens/{model}/{questions}/phase.json",
+        code=expand("src/layercal/{module}.py", module=["figures", "stages/figure"]),
+    output:
+        png="reports/rendered/{model}-{questions}.png",
+        pdf="reports/rendered/{model}-{questions}.pdf",
+    log:
+        "logs/reports/{model}-{questions}.figure.log",
+    benchmark:
+        "logs/benchmarks/reports/{model}-{questions}.figure.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing the layer curves of {wildcards.model} on {wildcards.questions}"
+    shell:
+        "python -m layercal.stages.figure --metrics {input.metrics} --phase {input.phase}"
+        " --png {output.png} --pdf {output.pdf} --log {log}"
+
+
+rule render_report:
+    input:
+        notebook="reports/notebooks/report.ipynb",
+        manifest="resources/models/{model}/manifest.json",
+        rejected="resources/questions/{questions}.rejected.csv",
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        metrics="results/lens/{model}/{questions}/metrics.parquet",
+        phase="results/lens/{model}/{questions}/phase.json",
+        directions="results/directions/{model}/{questions}/directions.parquet",
+        sweep="results/steering/{model}/{questions}/sweep.parquet",
+        summary="results/steering/{model}/{questions}/summary.json",
+        code=expand("src/layercal/{module}.py", module=["figures", "sources", "stages/report"]),
+    output:
+        notebook="reports/rendered/{model}-{questions}.ipynb",
+        html=report(
+            "reports/rendered/{model}-{questions}.html",
+            caption="../report/report.rst",
+            category="Reports",
+            labels={"model": "{model}", "questions": "{questions}"},
+        ),
+    log:
+        "logs/reports/{model}-{questions}.log",
+    benchmark:
+        "logs/benchmarks/reports/{model}-{questions}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    message:
+        "Rendering the report of {wildcards.model} on {wildcards.questions}"
+    shell:
+        "python -m layercal.stages.report --notebook {input.notebook}"
+        " --model {wildcards.model} --questions {wildcards.questions}"
+        " --manifest {input.manifest} --rejected {input.rejected} --prompts {input.prompts}"
+        " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
+        " --sweep {input.sweep} --summary {input.summary}"
+        " --out {output.notebook} --html {output.html} --log {log}"
+
+
+rule render_index:
+    input:
+        html=expand(
+            "reports/rendered/{model}-{questions}.html",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        figures=expand(
+            "reports/rendered/{model}-{questions}.png",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        phases=expand(
+            "results/lens/{model}/{questions}/phase.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        code=expand("src/layercal/{module}.py", module=["sources", "stages/index"]),
+    output:
+        html=report(
+            "reports/rendered/index.html", caption="../report/index.rst", category="Reports"
+        ),
+    log:
+        "logs/reports/index.log",
+    benchmark:
+        "logs/benchmarks/reports/index.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Rendering the index of reports"
+    shell:
+        "python -m layercal.stages.index --reports {input.html} --phases {input.phases}"
+        " --out {output.html} --log {log}"

@@ -1,0 +1,102 @@
+# REQUIRED INPUTS: results/extract, results/lens, results/directions of {model}/{questions},
+#                  resources/models/{model}/
+# OUTPUTS: results/steering/{model}/{questions}/logits-{shard}.safetensors, sweep.parquet,
+#          summary.json
+
+
+rule steering:
+    input:
+        expand(
+            "results/steering/{model}/{questions}/summary.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+
+
+rule steer_prompts:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        directions="results/directions/{model}/{questions}/directions.safetensors",
+        phase="results/lens/{model}/{questions}/phase.json",
+        code=expand(
+            "src/layercal/{module}.py", module=["model", "sources", "steering", "stages/steer"]
+        ),
+    output:
+        logits="results/steering/{model}/{questions}/logits-{shard}.safetensors",
+    log:
+        "logs/steering/{model}/{questions}/logits-{shard}.log",
+    benchmark:
+        "logs/benchmarks/steering/{model}/{questions}/logits-{shard}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=int(config["extract"]["device"] == "cuda"),
+    params:
+        estimators=config["directions"]["estimators"],
+        alphas=config["steering"]["alphas"],
+        modes=config["steering"]["modes"],
+        max_layers=config["steering"]["max_layers"],
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+    message:
+        "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
+    shell:
+        "python -m layercal.stages.steer --manifest {input.manifest} --prompts {input.prompts}"
+        " --shard {wildcards.shard} --directions {input.directions} --phase {input.phase}"
+        " --estimators {params.estimators} --alphas {params.alphas} --modes {params.modes}"
+        " --max-layers {params.max_layers} --dtype {params.dtype} --device {params.device}"
+        " --threads {threads} --out {output.logits} --log {log}"
+
+
+rule evaluate_steering:
+    input:
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        directions="results/directions/{model}/{questions}/directions.safetensors",
+        logits=expand(
+            "results/steering/{{model}}/{{questions}}/logits-{shard}.safetensors", shard=SHARDS
+        ),
+        code=expand(
+            "src/layercal/{module}.py",
+            module=[
+                "calibration",
+                "evaluation",
+                "model",
+                "resampling",
+                "sources",
+                "steering",
+                "stages/sweep",
+            ],
+        ),
+    output:
+        sweep="results/steering/{model}/{questions}/sweep.parquet",
+        summary="results/steering/{model}/{questions}/summary.json",
+    log:
+        "logs/steering/{model}/{questions}/sweep.log",
+    benchmark:
+        "logs/benchmarks/steering/{model}/{questions}/sweep.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        estimators=config["directions"]["estimators"],
+        alphas=config["steering"]["alphas"],
+        accuracy_margin=config["steering"]["accuracy_margin"],
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        seed=config["seed"],
+    message:
+        "Evaluating steering of {wildcards.model} on {wildcards.questions}"
+    shell:
+        "python -m layercal.stages.sweep --prompts {input.prompts}"
+        " --directions {input.directions} --logits {input.logits}"
+        " --estimators {params.estimators} --alphas {params.alphas}"
+        " --accuracy-margin {params.accuracy_margin} --n-bins {params.n_bins}"
+        " --draws {params.draws} --seed {params.seed} --out {output.sweep}"
+        " --summary {output.summary} --log {log}"
