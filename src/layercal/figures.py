@@ -109,8 +109,14 @@ def layer_curves(metrics: pd.DataFrame, phase: dict, title: str = "") -> Figure:
     return figure
 
 
+def measured(metrics: pd.DataFrame, kind: str) -> list[str]:
+    """Groups of a kind (``category`` or ``subject``) that hold enough questions to be measured."""
+    groups = set(metrics.loc[metrics["value"].notna(), "group"])
+    return sorted(group for group in groups if group.startswith(f"{kind}:"))
+
+
 def category_curves(metrics: pd.DataFrame, phase: dict) -> Figure:
-    """Accuracy and ECE over the layers, one column a category.
+    """Accuracy and ECE over the layers, one column a category that was :func:`measured`.
 
     Parameters
     ----------
@@ -124,8 +130,7 @@ def category_curves(metrics: pd.DataFrame, phase: dict) -> Figure:
     Figure
     """
     theme()
-    measured = metrics.loc[metrics["reason"] == "", "group"]
-    groups = sorted(group for group in set(measured) if group.startswith("category:"))
+    groups = measured(metrics, "category")
     figure = Figure(figsize=(2.8 * max(len(groups), 2), 4.6), layout="constrained")
     axes = figure.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False)
     for (top, bottom), group in zip(axes.T, groups, strict=True):

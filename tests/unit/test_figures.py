@@ -104,3 +104,10 @@ def test_metric_table_against_loops(tables, rng):
             assert table.loc[(layer, metric), "value"] == pytest.approx(np.mean(values))
     assert (table["n"] == 30).all()
     assert table.loc[(0, "ece"), "null_mean"] > 0
+
+
+def test_groups_too_small_to_measure_are_not_drawn(tables):
+    metrics = tables[0]
+    assert figures.measured(metrics, "category") == ["category:Other"]
+    assert figures.measured(metrics, "subject") == ["subject:anatomy", "subject:virology"]
+    assert figures.measured(metrics[metrics["n"] < 20], "category") == []
