@@ -4,23 +4,32 @@ Everything downstream speaks of the residual stream ``h[l]`` at the answer posit
 prompt token): ``h[0]`` is what enters the first block, ``h[l]`` what leaves block ``l``, **before**
 the final norm. transformers' own ``hidden_states[-1]`` is already normed, so the stream is captured
 by hooks on the blocks.
+
+No family is known by name. Blocks are found by structure; what follows the last block (norm,
+projection) is seen in one short run of the model; head, logit scaling and soft-capping are the
+model's own code, run on top of that. :meth:`LensModel.check_gate` proves the result.
 """
 
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+import importlib.util
+import inspect
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 
 from layercal import InputError
 
 # largest allowed difference between the lens at L and the model's own logits, by model dtype
 GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
+# relative difference by which two ways to run the same blocks may differ by rounding
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 @dataclass
@@ -33,13 +42,22 @@ class Prefix:
         Keys and values of tokens ``0 .. length - 1``.
     length : int
         Number of cached tokens; also the position id of the answer token.
+    token : Tensor, shape (1, 1)
+        Id of the answer token.
     residuals : Tensor, shape (L + 1, d)
         Unsteered residual stream at the answer position.
     """
 
     cache: DynamicCache
     length: int
+    token: Tensor
     residuals: Tensor
+
+    @property
+    def in_window(self) -> bool:
+        """Whether the answer token sees every cached token at every layer."""
+        windows = (getattr(layer, "sliding_window", None) for layer in self.cache.layers)
+        return all(window is None or self.length < window for window in windows)
 
 
 class LensModel:
@@ -60,23 +78,29 @@ class LensModel:
     Raises
     ------
     InputError
-        If blocks, final norm or head cannot be found.
+        If the model has another shape.
     """
 
     def __init__(self, model):
+        _check_kind(model)
         self.model = model.eval().requires_grad_(False)
         self.decoder = model.get_decoder()
-        self.blocks = _find_blocks(self.decoder, model.config)
+        config = model.config.get_text_config()
+        self.blocks = _find_blocks(self.decoder, config.num_hidden_layers)
         self.n_layers = len(self.blocks)
-        self.width = model.config.hidden_size
-        # the lens reads in float32 whatever the model's dtype
-        self.norm = copy.deepcopy(_find_final_norm(self.decoder)).float()
-        self.head = _float32_head(model)
+        self.width = config.hidden_size
+        self.head = model.get_output_embeddings()
+        if not isinstance(self.head, nn.Linear):
+            raise InputError(f"{type(model).__name__}: no linear unembedding head found")
+        takes = inspect.signature(self.decoder.forward).parameters
+        self.takes_positions = "position_ids" in takes
+        self.readout = self._trial_run()
+        self.unembedding = self._on_readout(_as_float32(self.head))
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters live."""
-        return self.model.device
+        """Where the model's first parameters live."""
+        return self.model.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,13 +127,10 @@ class LensModel:
         input_ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
         last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
         with self._capture(last) as captured:
-            self.decoder(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                use_cache=False,
+            self._decode(
+                input_ids, (mask.cumsum(-1) - 1).clamp(min=0), attention_mask=mask, use_cache=False
             )
-        return torch.stack(captured, 1)
+        return torch.stack([h.to(self.device) for h in captured], 1)
 
     @torch.inference_mode()
     def unembed(self, h: Tensor) -> Tensor:
@@ -124,7 +145,7 @@ class LensModel:
         Tensor, shape (..., vocabulary)
             float32 logits; each vector is normed with its own statistics.
         """
-        return self.head(self.norm(h.to(self.device).float()))
+        return self._project(self.unembedding, h)
 
     @torch.inference_mode()
     def option_logits(self, h: Tensor, option_ids: Tensor) -> Tensor:
@@ -141,10 +162,17 @@ class LensModel:
         Tensor, shape (..., n_options)
             The columns ``option_ids`` of :meth:`unembed`, without computing the others.
         """
-        option_ids = option_ids.to(self.device)
-        bias = None if self.head.bias is None else self.head.bias[option_ids]
-        normed = self.norm(h.to(self.device).float())
-        return nn.functional.linear(normed, self.head.weight[option_ids], bias)
+        rows = nn.Linear(self.head.in_features, len(option_ids), self.head.bias is not None)
+        option_ids = option_ids.to(self.head.weight.device)
+        rows.weight = nn.Parameter(self.head.weight[option_ids].float(), requires_grad=False)
+        if self.head.bias is not None:
+            rows.bias = nn.Parameter(self.head.bias[option_ids].float(), requires_grad=False)
+        return self._project(self._on_readout(rows), h)
+
+    def _project(self, unembedding: nn.Module, h: Tensor) -> Tensor:
+        h = h.to(self.head.weight.device).float()
+        logits = unembedding(inputs_embeds=h.reshape(1, -1, h.shape[-1])).logits
+        return logits.reshape(*h.shape[:-1], -1)
 
     @torch.inference_mode()
     def prefix(self, input_ids: Tensor) -> Prefix:
@@ -155,19 +183,32 @@ class LensModel:
         input_ids : Tensor, shape (tokens,)
         """
         input_ids = input_ids.to(self.device)[None]
-        cache = DynamicCache(config=self.model.config)
-        last = torch.tensor([input_ids.shape[1] - 1], device=self.device)
-        with self._capture(last) as captured:
-            self.decoder(input_ids=input_ids, past_key_values=cache, use_cache=True)
-        cache.crop(-1)
-        return Prefix(cache, input_ids.shape[1] - 1, torch.cat(captured))
+        past = input_ids.shape[1] - 1
+        positions = torch.arange(past + 1, device=self.device)[None]
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        found = Prefix(cache, past, input_ids[:, -1:], None)
+        if found.in_window:
+            with self._capture(torch.tensor([past])) as captured:
+                self._decode(input_ids, positions, past_key_values=cache, use_cache=True)
+            cache.crop(-1)
+        else:  # a sliding cache forgets what the answer token pushes out: keep it out of the cache
+            before, answer = slice(None, past), slice(past, None)
+            self._decode(
+                input_ids[:, before], positions[:, before], past_key_values=cache, use_cache=True
+            )
+            with self._capture(torch.tensor([0])) as captured:
+                self._decode(
+                    input_ids[:, answer],
+                    positions[:, answer],
+                    past_key_values=_cache_view(cache),
+                    use_cache=True,
+                )
+        found.residuals = torch.cat([h.to(self.device) for h in captured])
+        return found
 
     @torch.inference_mode()
     def continue_from(self, prefix: Prefix, layer: int, h: Tensor) -> Tensor:
         """Run the blocks above a layer on changed residuals of the answer token.
-
-        All S changed tokens go through the upper blocks in one masked pass: they share the
-        position id of the answer token, and each attends to the prefix and to itself only.
 
         Parameters
         ----------
@@ -184,31 +225,73 @@ class LensModel:
         """
         if layer == self.n_layers:
             return h
+        masked = self.takes_masked_pass and prefix.in_window
+        return (self.masked_pass if masked else self.batched_pass)(prefix, layer, h)
+
+    @torch.inference_mode()
+    def masked_pass(self, prefix: Prefix, layer: int, h: Tensor) -> Tensor:
+        """:meth:`continue_from` with all S changed tokens in one row.
+
+        They share the position id of the answer token, and a mask lets each attend to the prefix
+        and to itself only.
+        """
         size, past = len(h), prefix.length
-        lowest = torch.finfo(self.dtype).min
-        own = torch.full((size, size), lowest, dtype=self.dtype, device=self.device)
-        seen = torch.zeros(size, past, dtype=self.dtype, device=self.device)
-        mask = torch.cat([seen, own.fill_diagonal_(0)], 1)
-        positions = torch.full((1, size), past, device=self.device)
-        upper, captured = self.blocks[layer:], []
-        handle = upper[-1].register_forward_hook(
-            lambda module, args, output: captured.append(_hidden(output))
-        )
-        self.decoder.layers = upper
-        try:
-            self.decoder(
-                inputs_embeds=h.to(self.device, self.dtype)[None],
-                attention_mask=mask[None, None],
-                position_ids=positions,
-                past_key_values=prefix.cache,
+        own = torch.full((size, size), torch.finfo(self.dtype).min, dtype=self.dtype)
+        mask = torch.cat([torch.zeros(size, past, dtype=self.dtype), own.fill_diagonal_(0)], 1)
+        with self._replace(layer, h[None]) as captured:
+            self._decode(
+                prefix.token.expand(1, size),
+                torch.full((1, size), past, device=self.device),
+                attention_mask=mask.to(self.device)[None, None],
+                past_key_values=_cache_view(prefix.cache),
                 use_cache=True,
             )
-        finally:
-            self.decoder.layers = self.blocks
-            handle.remove()
-            for cached in prefix.cache.layers[layer:]:
-                cached.crop(past - cached.get_seq_length())
-        return captured[0][0]
+        return captured[0][0].to(self.device)
+
+    @torch.inference_mode()
+    def batched_pass(self, prefix: Prefix, layer: int, h: Tensor, rows: int = 32) -> Tensor:
+        """:meth:`continue_from` with each changed token in a row of its own.
+
+        Exact wherever a cache is, since every row is an ordinary decoding step; slower than the
+        masked pass, and the cache is copied ``rows`` times.
+        """
+        found = []
+        for part in h.split(rows):
+            cache = _cache_view(prefix.cache)
+            cache.batch_repeat_interleave(len(part))
+            with self._replace(layer, part[:, None]) as captured:
+                self._decode(
+                    prefix.token.expand(len(part), 1),
+                    torch.full((len(part), 1), prefix.length, device=self.device),
+                    attention_mask=torch.ones(
+                        len(part), prefix.length + 1, dtype=torch.long, device=self.device
+                    ),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            found.append(captured[0][:, 0].to(self.device))
+        return torch.cat(found)
+
+    @cached_property
+    def takes_masked_pass(self) -> bool:
+        """Whether the masked pass equals ordinary decoding steps, found by trying both.
+
+        An architecture that builds its own mask (ALiBi, local attention) does not take it.
+        """
+        if "local" in getattr(self.model.config, "attention_layers", ()):
+            return False
+        with torch.inference_mode():
+            prefix = self.prefix(torch.arange(1, 9))
+            h = prefix.residuals[1]
+            noise = torch.randn(16, self.width, generator=torch.Generator().manual_seed(0))
+            changed = h + (noise * (h.float().norm() / self.width**0.5)).to(h)
+            expected = self.batched_pass(prefix, 1, changed).float()
+            try:
+                found = self.masked_pass(prefix, 1, changed).float()
+            except (ValueError, RuntimeError, TypeError, IndexError):
+                return False
+        difference = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        return bool(difference.max() <= ROUNDING[self.dtype])
 
     @torch.inference_mode()
     def check_gate(self, input_ids: Tensor) -> float:
@@ -229,9 +312,9 @@ class LensModel:
             If the difference exceeds ``GATE_TOLERANCE`` for the model's dtype.
         """
         input_ids = input_ids.to(self.device)[None]
-        own = self.model(input_ids=input_ids, logits_to_keep=1).logits[0, -1].float()
+        own = self.model(input_ids=input_ids, use_cache=False).logits[0, -1].float()
         lens = self.unembed(self.residuals(input_ids)[0, -1])
-        difference = (own - lens).abs().max().item()
+        difference = (own.to(lens.device) - lens).abs().max().item()
         if not difference <= GATE_TOLERANCE[self.dtype]:
             raise InputError(
                 f"{type(self.model).__name__}: the lens at layer {self.n_layers} differs from the "
@@ -241,27 +324,92 @@ class LensModel:
             )
         return difference
 
+    def _decode(self, input_ids: Tensor, positions: Tensor, **inputs) -> None:
+        """Run the decoder, telling it the positions if it takes them."""
+        if self.takes_positions:
+            inputs["position_ids"] = positions
+        self.decoder(input_ids=input_ids, **inputs)
+
     @contextmanager
     def _capture(self, last: Tensor):
         """Collect the residual at position ``last`` of each row: L + 1 tensors (batch, d)."""
         captured: list[Tensor] = []
 
         def keep(hidden: Tensor):
-            captured.append(hidden[torch.arange(len(hidden), device=hidden.device), last])
+            rows = torch.arange(len(hidden), device=hidden.device)
+            captured.append(hidden[rows, last.to(hidden.device)])
 
-        def entering(module, args, kwargs):
-            keep(args[0] if args else kwargs["hidden_states"])
-
-        handles = [self.blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
-        for block in self.blocks:
-            handles.append(
-                block.register_forward_hook(lambda module, args, output: keep(_hidden(output)))
-            )
-        try:
+        with ExitStack() as hooks:
+            hooks.enter_context(_hook(self.blocks[0], keep, before=True))
+            for block in self.blocks:
+                hooks.enter_context(_hook(block, keep))
             yield captured
+
+    @contextmanager
+    def _replace(self, layer: int, h: Tensor):
+        """Let blocks up to ``layer`` pass through, feed ``h`` into the next; collect h[L]."""
+        captured: list[Tensor] = []
+        with ExitStack() as hooks:
+            for block in self.blocks[:layer]:
+                hooks.enter_context(_passed_through(block, self.block_output))
+            hooks.enter_context(_hook(self.blocks[layer], lambda hidden: h.to(hidden), before=True))
+            hooks.enter_context(_hook(self.blocks[-1], captured.append))
+            yield captured
+
+    def _trial_run(self) -> _Readout:
+        """Run two tokens to see what the blocks give and what the decoder does after the last."""
+        seen: list[nn.Module] = []
+        shapes: list[tuple] = []
+
+        def note(module, args, output):
+            seen.append(module)
+            if module in blocks:
+                self.block_output = type(output)
+                shapes.append(tuple(_hidden(output).shape))
+
+        blocks = set(self.blocks)
+        watched = [*self.blocks, *(m for m in self.decoder.children() if m is not self.blocks)]
+        handles = [module.register_forward_hook(note) for module in watched]
+        try:
+            with torch.inference_mode():
+                ids = torch.arange(2, device=self.device)[None]
+                output = self.decoder(input_ids=ids, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
+        ran = [module for module in seen if module in blocks]
+        if ran != list(self.blocks) or set(shapes) != {(1, 2, self.width)}:
+            raise InputError(
+                f"{type(self.model).__name__}: expected {self.n_layers} blocks that run once each, "
+                f"in order, and give hidden states of width {self.width}; {len(ran)} ran and gave "
+                f"shapes {sorted(set(shapes))}. It has no single residual stream to read."
+            )
+        after = seen[seen.index(self.blocks[-1]) + 1 :]
+        if not any("norm" in type(module).__name__.lower() for module in after):
+            raise InputError(
+                f"{type(self.model).__name__}: no final norm after its last block, which the "
+                "logit lens needs"
+            )
+        return _Readout(after, type(output))
+
+    def _on_readout(self, head: nn.Module) -> nn.Module:
+        """The model's own code on top of its decoder, with another head, in float32."""
+        names = {module: name for name, module in self.model.named_modules()}
+        return _with(self.model, {names[self.decoder]: self.readout, names[self.head]: head})
+
+
+class _Readout(nn.Module):
+    """Stands where the decoder stood: takes residuals and does what follows the last block."""
+
+    def __init__(self, after: list[nn.Module], output: type):
+        super().__init__()
+        self.output = output
+        self.after = nn.ModuleList(_as_float32(module) for module in after)
+
+    def forward(self, *args, inputs_embeds: Tensor, **kwargs):
+        for module in self.after:
+            inputs_embeds = module(inputs_embeds)
+        return self.output(last_hidden_state=inputs_embeds)
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
@@ -299,8 +447,17 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def load(path: str | Path, dtype: str = "auto", device: str = "auto") -> LensModel:
+def load(
+    path: str | Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str = "none",
+    trust_remote_code: bool = False,
+) -> LensModel:
     """Load a model folder (config, safetensors) as a :class:`LensModel`.
+
+    Weights are read straight onto their device; where several GPUs are there, a model is spread
+    over them (accelerate's balanced device map).
 
     Parameters
     ----------
@@ -308,6 +465,10 @@ def load(path: str | Path, dtype: str = "auto", device: str = "auto") -> LensMod
         Folder in transformers' layout.
     dtype : {"auto", "float32", "bfloat16"}
     device : {"auto", "cpu", "cuda", "mps"}
+    quantize : {"none", "8bit", "4bit"}
+        Of the blocks' weights, by bitsandbytes; norms and head stay dense.
+    trust_remote_code : bool
+        Run Python code that comes with the model.
 
     Raises
     ------
@@ -315,16 +476,57 @@ def load(path: str | Path, dtype: str = "auto", device: str = "auto") -> LensMod
         If the folder holds no loadable causal language model.
     """
     device = resolve_device(device)
+    several = device == "cuda" and torch.cuda.device_count() > 1
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=resolve_dtype(dtype, device), local_files_only=True
+            path,
+            dtype=resolve_dtype(dtype, device),
+            device_map="balanced" if several else device,
+            quantization_config=_quantization(quantize),
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(
             f"{path}: no causal language model that transformers can load: "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).strip().splitlines()[0]}"
         ) from error
-    return LensModel(model.to(device))
+    return LensModel(model)
+
+
+def _quantization(quantize: str) -> BitsAndBytesConfig | None:
+    if quantize == "none":
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"quantize: {quantize} needs the package bitsandbytes; pip install it")
+    return BitsAndBytesConfig(load_in_8bit=quantize == "8bit", load_in_4bit=quantize == "4bit")
+
+
+def _check_kind(model) -> None:
+    """Refuse what is no decoder-only transformer."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{name}: an encoder-decoder model; layercal reads decoder-only models")
+    if getattr(model, "_is_stateful", False):
+        raise InputError(
+            f"{name}: a recurrent (state-space) model; layercal reads decoder-only transformers"
+        )
+    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
+        raise InputError(f"{name}: no language model head; layercal reads causal language models")
+
+
+def _find_blocks(decoder: nn.Module, n_layers: int) -> nn.ModuleList:
+    stacks = [
+        child
+        for child in decoder.children()
+        if isinstance(child, nn.ModuleList) and len(child) == n_layers
+    ]
+    if len(stacks) != 1:
+        raise InputError(
+            f"{type(decoder).__name__}: expected one stack of {n_layers} blocks in it, found "
+            f"{len(stacks)}; layercal reads decoder-only transformers"
+        )
+    return stacks[0]
 
 
 def _hidden(output) -> Tensor:
@@ -332,28 +534,70 @@ def _hidden(output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _find_blocks(decoder: nn.Module, config) -> nn.ModuleList:
-    blocks = getattr(decoder, "layers", None)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) != config.num_hidden_layers:
-        raise InputError(
-            f"{type(decoder).__name__}: no stack of {config.num_hidden_layers} blocks named "
-            "'layers' found; layercal reads decoder-only models of the Llama kind"
-        )
-    return blocks
+@contextmanager
+def _hook(block: nn.Module, act, before: bool = False):
+    """Call ``act`` on the hidden states that enter or leave a block; entering, it may change them.
+
+    A hook that returns nothing leaves them as they are.
+    """
+
+    def entering(module, args, kwargs):
+        changed = act(args[0] if args else kwargs["hidden_states"])
+        if changed is None:
+            return None
+        if args:
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": changed}
+
+    if before:
+        handle = block.register_forward_pre_hook(entering, with_kwargs=True)
+    else:
+        handle = block.register_forward_hook(lambda module, args, output: act(_hidden(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def _find_final_norm(decoder: nn.Module) -> nn.Module:
-    norms = [child for child in decoder.children() if "norm" in type(child).__name__.lower()]
-    if len(norms) != 1:
-        raise InputError(
-            f"{type(decoder).__name__}: expected one final norm beside the blocks, found "
-            f"{len(norms)}"
-        )
-    return norms[0]
+@contextmanager
+def _passed_through(block: nn.Module, output: type):
+    """Let a block return the hidden states that enter it, in the form of its own output."""
+
+    def forward(*args, **kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if issubclass(output, Tensor) else (hidden, None)
+
+    own = block.__dict__.get("forward")  # accelerate keeps one there
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
 
 
-def _float32_head(model) -> nn.Linear:
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise InputError(f"{type(model).__name__}: no linear unembedding head found")
-    return copy.deepcopy(head).float()
+def _cache_view(cache: DynamicCache) -> DynamicCache:
+    """A cache that shares its keys and values with another and may grow on its own."""
+    view = copy.copy(cache)
+    view.layers = [copy.copy(layer) for layer in cache.layers]
+    return view
+
+
+def _as_float32(module: nn.Module) -> nn.Module:
+    """The module itself if it is float32 already, else a copy that is."""
+    if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
+        return module
+    return copy.deepcopy(module).float()
+
+
+def _with(module: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module:
+    """Shallow copy of a module in which some inner modules, named by path, are others."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    shell.__dict__.pop("forward", None)  # accelerate's, bound to the original
+    for path, new in replaced.items():
+        name, _, rest = path.partition(".")
+        shell._modules[name] = _with(shell._modules[name], {rest: new}) if rest else new
+    return shell
