@@ -3,42 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-
-
-def tiny(family: str):
-    """A tiny random model whose weights are large enough for its layers to matter."""
-    torch.manual_seed(0)
-    config, model = {
-        "llama": (LlamaConfig(**SMALL, initializer_range=0.2), LlamaForCausalLM),
-        "qwen2": (
-            Qwen2Config(**SMALL, initializer_range=0.2, tie_word_embeddings=True),
-            Qwen2ForCausalLM,
-        ),
-    }[family]
-    made = model(config).float()
-    for name, weight in made.named_parameters():
-        if "norm" in name:
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
-    return made
+torch.set_num_threads(1)  # tiny models: threads only wait for each other
 
 
 def word_tokenizer(letters=" A", vocabulary=()) -> PreTrainedTokenizerFast:
@@ -62,3 +32,9 @@ def rng():
 @pytest.fixture(params=["llama", "qwen2"])
 def tiny_model(request):
     return tiny(request.param)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    """Every family that layercal is proven on."""
+    return request.param

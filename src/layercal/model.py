@@ -55,9 +55,9 @@ class Prefix:
 
     @property
     def in_window(self) -> bool:
-        """Whether the answer token sees every cached token at every layer."""
+        """Whether the prompt is shorter than every sliding window: no cached token is forgotten."""
         windows = (getattr(layer, "sliding_window", None) for layer in self.cache.layers)
-        return all(window is None or self.length < window for window in windows)
+        return all(window is None or self.length + 1 < window for window in windows)
 
 
 class LensModel:
@@ -281,7 +281,7 @@ class LensModel:
         if "local" in getattr(self.model.config, "attention_layers", ()):
             return False
         with torch.inference_mode():
-            prefix = self.prefix(torch.arange(1, 9))
+            prefix = self.prefix(torch.arange(1, 5))
             h = prefix.residuals[1]
             noise = torch.randn(16, self.width, generator=torch.Generator().manual_seed(0))
             changed = h + (noise * (h.float().norm() / self.width**0.5)).to(h)

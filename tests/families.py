@@ -1,0 +1,94 @@
+"""Tiny random models of every family that layercal is proven on, for the tests."""
+
+from functools import reduce
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "num_attention_heads": 2}
+LATENT |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
+
+# family -> (path of its blocks, what its config needs beside SMALL)
+FAMILIES = {
+    "apertus": ("model.layers", {}),
+    "arcee": ("model.layers", {}),
+    "biogpt": ("biogpt.layers", {}),
+    "bloom": ("transformer.h", {}),
+    "codegen": ("transformer.h", {"rotary_dim": 4}),
+    "cohere": ("model.layers", {"logit_scale": 0.3}),
+    "cohere2": ("model.layers", {"logit_scale": 0.3, "sliding_window": 6}),
+    "deepseek_v3": ("model.layers", {**LATENT, "first_k_dense_replace": 5}),
+    "ernie4_5": ("model.layers", {}),
+    "exaone4": ("model.layers", {}),
+    "falcon": ("transformer.h", {}),
+    "falcon-alibi": ("transformer.h", {"alibi": True}),
+    "gemma": ("model.layers", {"head_dim": 8}),
+    "gemma2": ("model.layers", {"head_dim": 8, "final_logit_softcapping": 5.0}),
+    "gemma3_text": ("model.layers", {"head_dim": 8, "sliding_window": 6}),
+    "glm": ("model.layers", {"head_dim": 8}),
+    "glm4": ("model.layers", {"head_dim": 8}),
+    "gpt2": ("transformer.h", {}),
+    "gpt_bigcode": ("transformer.h", {}),
+    "gpt_neo": ("transformer.h", {"attention_types": [[["global", "local"], 2], [["global"], 1]]}),
+    "gpt_neox": ("gpt_neox.layers", {}),
+    "gpt_oss": ("model.layers", {**EXPERTS, "head_dim": 8, "sliding_window": 6}),
+    "gptj": ("transformer.h", {"rotary_dim": 4}),
+    "granite": ("model.layers", {"logits_scaling": 3.0, "residual_multiplier": 0.7}),
+    "helium": ("model.layers", {"head_dim": 8}),
+    "llama": ("model.layers", {}),
+    "mistral": ("model.layers", {"sliding_window": 6}),
+    "mixtral": ("model.layers", EXPERTS),
+    "mpt": ("transformer.blocks", {}),
+    "nemotron": ("model.layers", {}),
+    "olmo": ("model.layers", {"clip_qkv": 3.0}),
+    "olmo2": ("model.layers", {}),
+    "olmo3": ("model.layers", {"sliding_window": 6}),
+    "olmoe": ("model.layers", EXPERTS),
+    "opt": ("model.decoder.layers", {"word_embed_proj_dim": 16}),
+    "persimmon": ("model.layers", {}),
+    "phi": ("model.layers", {}),
+    "phi3": ("model.layers", {}),
+    "qwen2": ("model.layers", {"tie_word_embeddings": True}),
+    "qwen2_moe": ("model.layers", {**EXPERTS, "moe_intermediate_size": 16}),
+    "qwen3": ("model.layers", {"head_dim": 8}),
+    "qwen3_moe": ("model.layers", {**EXPERTS, "moe_intermediate_size": 16, "head_dim": 8}),
+    "seed_oss": ("model.layers", {"head_dim": 8}),
+    "smollm3": ("model.layers", {}),
+    "stablelm": ("model.layers", {}),
+    "starcoder2": ("model.layers", {}),
+    "xglm": ("model.layers", {}),
+}
+# they build their own attention mask, so steered tokens run as rows of a batch
+BATCHED = {"bloom", "falcon-alibi", "gpt_neo", "mpt"}
+
+
+def tiny(family: str):
+    """A random model whose weights are large enough for its layers, biases and norms to matter."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family.removesuffix("-alibi")](**(SMALL | FAMILIES[family][1]))
+    model = AutoModelForCausalLM.from_config(config)
+    for name, weight in model.float().named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.2)
+        elif weight.ndim == 1:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return model
+
+
+def blocks_of(model, family: str):
+    """The model's blocks, by the path written down here."""
+    return reduce(getattr, FAMILIES[family][0].split("."), model)
