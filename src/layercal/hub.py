@@ -10,6 +10,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,  # of the HTTP client, under its name in every version of huggingface_hub
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     XetDownloadError,
@@ -26,6 +28,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from layercal import InputError
+
+# its warnings hold the signed addresses of downloads, which are secrets while they last
+logging.getLogger("huggingface_hub.file_download").setLevel(logging.ERROR)
 
 
 def listing(repo: str, revision: str) -> dict[str, RepoFile]:
@@ -124,7 +129,7 @@ def _explained(repo: str, revision: str) -> Iterator[None]:
 
 
 def _explain(error: Exception, repo: str, revision: str) -> str:
-    if isinstance(error.__cause__, HTTPError | OSError):
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__
     if isinstance(error, GatedRepoError):
         page = f"{constants.ENDPOINT}/{repo}"
@@ -138,7 +143,7 @@ def _explain(error: Exception, repo: str, revision: str) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return "your token is not valid (401)" if status == 401 else f"the Hub answered {status}"
-    # not its own text: addresses of downloads are signed, and secrets while they last
+    # not its own text, which may hold a signed address
     return (
         f"{constants.ENDPOINT} could not be reached or broke off ({type(error).__name__}); run "
         "again to go on, files that were finished are kept"

@@ -173,7 +173,8 @@ def _from_hub(name: str, source: dict, folder: Path, ready: Path) -> None:
     repo, revision, gguf = (source["hub"].get(key) for key in ("repo", "revision", "file"))
     listed = hub.listing(repo, revision)
     if gguf and gguf not in listed:
-        raise InputError(f"Hub repo {repo}: no file {gguf} at commit {revision}")
+        held = ", ".join(each for each in listed if each.endswith(".gguf")) or "no GGUF file"
+        raise InputError(f"Hub repo {repo}: no file {gguf} at commit {revision}; found {held}")
     names = [gguf] if gguf else model_files(listed, f"Hub repo {repo}", _trusted(source))
     files, downloads = {each: listed[each] for each in names}, folder / "hub"
     size = sum(file.size for file in files.values())

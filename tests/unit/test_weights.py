@@ -206,6 +206,33 @@ def test_gguf_files_that_cannot_be_used(gguf_file, llama, tmp_path):
         assert list((tmp_path / "kept").iterdir()) == []
 
 
+def test_gguf_file_in_a_hub_repo(hub, gguf_file, tmp_path):
+    """Of many in the repo one is taken; sources that pin one sha256 must both yield it."""
+    repo, other = hub.root / "models/org/gguf", tmp_path / "other.gguf"
+    (repo / "q4").mkdir(parents=True)
+    shutil.copyfile(gguf_file, repo / "q4/tiny.gguf")
+    (repo / "q8.gguf").write_bytes(b"larger")
+    other.write_bytes(b"not the same")
+    place = {"repo": "org/gguf", "revision": hub.commit("models", "org/gguf")}
+    common = {"licence": "mine", "sha256": digest(gguf_file)}
+    sources = [{"gguf": str(other)}, {"hub": {**place, "file": "q4/tiny.gguf"}}]
+    kept = tmp_path / "kept"
+    manifest = weights.fetch_model("tiny", {**common, "sources": sources}, kept)
+    assert manifest["source"] == {**common, **sources[1]}
+    assert not hub.asked("q8.gguf")
+    local = {"gguf": str(gguf_file), "licence": "mine"}
+    assert manifest["files"] == weights.fetch_model("tiny", local, tmp_path / "local")["files"]
+    assert {path.name for path in kept.iterdir()} == {*manifest["files"], "manifest.json"}
+    for file, pin, message in (
+        ("q4/tiny.gguf", 64 * "0", f"q4/tiny.gguf: sha256 is {digest(gguf_file)}, but 000"),
+        ("tiny.gguf", digest(gguf_file), "no file tiny.gguf at .* found q4/tiny.gguf, q8.gguf"),
+    ):
+        entry = {"licence": "mine", "sha256": pin, "hub": {**place, "file": file}}
+        with pytest.raises(InputError, match=message):
+            weights.fetch_model("tiny", entry, tmp_path / "refused")
+        assert list((tmp_path / "refused").iterdir()) == []
+
+
 def test_sources_are_tried_in_order(local_model, tmp_path):
     entry = {"licence": "mine", "sources": [{"folder": "/none"}, {"folder": str(local_model)}]}
     manifest = weights.fetch_model("mine", entry, tmp_path / "kept")
