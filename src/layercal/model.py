@@ -13,7 +13,7 @@ model's own code, run on top of that. :meth:`LensModel.check_gate` proves the re
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import inspect
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -497,8 +497,12 @@ def load(
 def _quantization(quantize: str) -> BitsAndBytesConfig | None:
     if quantize == "none":
         return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"quantize: {quantize} needs the package bitsandbytes; pip install it")
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise InputError(
+            f"quantize: {quantize} needs the package bitsandbytes: pip install 'layercal[quantize]'"
+        ) from error
     return BitsAndBytesConfig(load_in_8bit=quantize == "8bit", load_in_4bit=quantize == "4bit")
 
 

@@ -1,6 +1,7 @@
 """The lens against the model itself and against hooks written here from scratch."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -223,3 +224,21 @@ def test_load_round_trip_and_missing_folder(tmp_path):
     assert (read.n_layers, read.width, read.dtype) == (5, 32, torch.float32)
     with pytest.raises(InputError, match="no causal language model"):
         model.load(tmp_path / "nowhere", "float32", "cpu")
+
+
+@pytest.mark.parametrize(("quantize", "error"), [("8bit", 0.1), ("4bit", 0.7)])
+def test_quantized_blocks_under_a_dense_head(tmp_path, quantize, error):
+    tiny("llama").save_pretrained(tmp_path)
+    ids = torch.tensor(PROMPTS[0])
+    dense = model.load(tmp_path, "float32", "cpu").residuals(ids[None])[0]
+    read = model.load(tmp_path, "float32", "cpu", quantize)
+    assert type(read.head) is torch.nn.Linear
+    assert read.check_gate(ids) <= 1e-4
+    difference = (read.residuals(ids[None])[0] - dense).norm() / dense.norm()
+    assert 1e-4 < difference < error
+
+
+def test_quantizing_without_its_package_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(InputError, match="4bit needs the package bitsandbytes"):
+        model.load(tmp_path, "float32", "cpu", "4bit")

@@ -6,6 +6,7 @@ Here is only what every stage's command line shares; no result depends on it.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -37,6 +38,9 @@ def add_model_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--manifest", type=Path, required=True, help="manifest.json of the model")
     made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     made.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    made.add_argument(
+        "--quantize", choices=["none", "8bit", "4bit"], default="none", help="weights of the blocks"
+    )
     made.add_argument("--threads", type=int, default=None, help="CPU threads; all if left out")
 
 
@@ -48,7 +52,8 @@ def load_model(args: argparse.Namespace):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    loaded = model.load(args.manifest.parent, args.dtype, args.device)
+    trusted = json.loads(args.manifest.read_text())["trust_remote_code"]
+    loaded = model.load(args.manifest.parent, args.dtype, args.device, args.quantize, trusted)
     log.info(
         "%s: %d layers, %s on %s",
         args.manifest.parent.name,
