@@ -511,9 +511,12 @@ def _check_kind(model) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise InputError(f"{name}: an encoder-decoder model; layercal reads decoder-only models")
-    if getattr(model, "_is_stateful", False):
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    recurrent = {kind for kind in kinds if "linear" in kind or "attention" not in kind}
+    if getattr(model, "_is_stateful", False) or recurrent:
         raise InputError(
-            f"{name}: a recurrent (state-space) model; layercal reads decoder-only transformers"
+            f"{name}: a recurrent model ({', '.join(sorted(recurrent)) or 'state-space'} blocks); "
+            "layercal reads decoder-only transformers"
         )
     if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
         raise InputError(f"{name}: no language model head; layercal reads causal language models")

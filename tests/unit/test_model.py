@@ -173,7 +173,11 @@ def test_nan_in_residuals_is_one_clear_error(tiny_model):
 
 
 OTHERS = {
-    "mamba": ({}, "a recurrent"),
+    "mamba": ({}, "a recurrent model"),
+    "lfm2": (
+        {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+        r"a recurrent model \(conv blocks\)",
+    ),
     "t5": ({"d_model": 32, "d_ff": 48, "d_kv": 8}, "an encoder-decoder model"),
     "bart": ({}, "expected one stack of"),
     "bert": ({"is_decoder": True}, "expected one stack of"),
