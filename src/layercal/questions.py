@@ -1,7 +1,8 @@
 """The question table: read from a source, checked, written once as parquet.
 
-Columns: ``question_id`` (str), ``subject`` (str), ``category`` (str), ``question`` (str),
-``choices`` (list of 4 str), ``answer`` (int, index into choices), ``split`` (str).
+Columns: ``question_id`` (str), ``cluster`` (str, the same for a question's translations and
+copies), ``language`` (str), ``subject`` (str), ``category`` (str), ``question`` (str), ``choices``
+(list of 4 str), ``answer`` (int, index into choices), ``split`` (str).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -22,6 +23,8 @@ from layercal.sources import wheel_members
 LETTERS = "ABCD"
 FEATURES = datasets.Features(
     question_id=datasets.Value("string"),
+    cluster=datasets.Value("string"),
+    language=datasets.Value("string"),
     subject=datasets.Value("string"),
     category=datasets.Value("string"),
     question=datasets.Value("string"),
@@ -32,7 +35,7 @@ FEATURES = datasets.Features(
 FORMATS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def read_flan_cot(wheel: Path, members: str, categories: dict) -> tuple[list[dict], list[dict]]:
+def read_flan_cot(wheel: Path, entry: dict) -> tuple[list[dict], list[dict]]:
     """Read the MMLU dev split out of lm-eval's chain-of-thought task files.
 
     Each sample holds the options inline, ``(A) .. (B) .. (C) .. (D) ..``, and a worked answer
@@ -41,10 +44,9 @@ def read_flan_cot(wheel: Path, members: str, categories: dict) -> tuple[list[dic
     Parameters
     ----------
     wheel : path
-    members : str
-        Shell pattern of the task files in the wheel.
-    categories : dict
-        Category -> list of subjects.
+    entry : dict
+        ``members``, the shell pattern of the task files in the wheel, and ``categories``,
+        category -> list of subjects.
 
     Returns
     -------
@@ -52,24 +54,73 @@ def read_flan_cot(wheel: Path, members: str, categories: dict) -> tuple[list[dic
         ``rejected`` has ``where``, ``reason`` and ``question``.
     """
     rows, rejected = [], []
-    category_of = {subject: name for name, subjects in categories.items() for subject in subjects}
-    for member in wheel_members(wheel, members):
-        with zipfile.ZipFile(wheel) as archive:
-            task = yaml.load(archive.read(member), _DataLoader)
+    for where, task in _read_tasks(wheel, entry["members"]):
         subject = task["dataset_name"]
-        if subject not in category_of:
-            raise InputError(f"{member}: subject {subject!r} has no category in the config")
+        category = _category(subject, entry["categories"], where)
         for index, sample in enumerate(task["fewshot_config"]["samples"]):
             fields = _parse_flan_cot(sample["question"], sample["target"])
             if isinstance(fields, str):
-                where = f"{Path(member).name}, sample {index}"
-                rejected.append(
-                    {"where": where, "reason": fields, "question": sample["question"].strip()}
-                )
+                place = {"where": f"{where}, sample {index}", "reason": fields}
+                rejected.append({**place, "question": sample["question"].strip()})
                 continue
-            identity = {"question_id": f"{subject}/{index}", "subject": subject}
-            rows.append({**identity, "category": category_of[subject], **fields, "split": "dev"})
+            name = f"{subject}/{index}"
+            identity = {"question_id": name, "cluster": name, "language": "en"}
+            identity |= {"subject": subject, "category": category, "split": "dev"}
+            rows.append({**identity, **fields})
     return rows, rejected
+
+
+def read_translated(wheel: Path, entry: dict) -> tuple[list[dict], list[dict]]:
+    """Read translations of the MMLU dev split out of lm-eval's tasks for Llama 3.
+
+    Parameters
+    ----------
+    wheel : path
+    entry : dict
+        ``languages``; ``members``, the shell pattern of the task files, in which ``{language}``
+        stands; ``categories``; and ``order``, subject -> number that each sample has in the
+        English set, whose samples come in another order.
+
+    Returns
+    -------
+    rows, rejected : list of dict
+        A question and its translations share their ``cluster``, the English question_id.
+    """
+    rows, rejected = [], []
+    for language in entry["languages"]:
+        for where, task in _read_tasks(wheel, entry["members"].format(language=language)):
+            subject = task["task_alias"]
+            category = _category(subject, entry["categories"], where)
+            samples = task["fewshot_config"]["samples"]
+            for number, sample in zip(entry["order"][subject], samples, strict=True):
+                fields = _parse_translated(sample)
+                if isinstance(fields, str):
+                    place = {"where": f"{where}, sample {samples.index(sample)}", "reason": fields}
+                    rejected.append({**place, "question": sample["input_question"]})
+                    continue
+                cluster = f"{subject}/{number}"
+                identity = {"question_id": f"{language}/{cluster}", "cluster": cluster}
+                identity |= {"language": language, "subject": subject, "category": category}
+                rows.append({**identity, **fields, "split": "dev"})
+    return rows, rejected
+
+
+FORMS = {"flan-cot": read_flan_cot, "translated": read_translated}
+
+
+def _read_tasks(wheel: Path, members: str) -> Iterator[tuple[str, dict]]:
+    """Name and content of the task files in a wheel."""
+    names = wheel_members(wheel, members)
+    with zipfile.ZipFile(wheel) as archive:
+        for member in names:
+            yield Path(member).name, yaml.load(archive.read(member), _DataLoader)
+
+
+def _category(subject: str, categories: dict, where: str) -> str:
+    for name, subjects in categories.items():
+        if subject in subjects:
+            return name
+    raise InputError(f"{where}: subject {subject!r} has no category in the config")
 
 
 class _DataLoader(yaml.SafeLoader):
@@ -92,6 +143,20 @@ def _parse_flan_cot(question: str, target: str) -> dict | str:
     return {"question": stem, "choices": choices, "answer": LETTERS.index(answer[1])}
 
 
+def _parse_translated(sample: dict) -> dict | str:
+    """Return the fields of a sample, or the reason why it is not a four-option question."""
+    choices, answers = sample["input_choice_list"], sample["input_correct_responses"]
+    if "".join(choices) != LETTERS:
+        return f"options are marked {''.join(choices)!r}, not 'ABCD'"
+    if len(answers) != 1 or answers[0] not in choices:
+        return f"the answer is {answers}, not one of the options"
+    return {
+        "question": sample["input_question"].strip(),
+        "choices": [str(choice).strip() for choice in choices.values()],
+        "answer": LETTERS.index(answers[0]),
+    }
+
+
 def read_file(path: Path) -> list[dict]:
     """Read a user's own table of questions.
 
@@ -99,7 +164,8 @@ def read_file(path: Path) -> list[dict]:
     ----------
     path : path
         CSV, JSON lines or parquet with the columns ``question``, ``A``, ``B``, ``C``, ``D``,
-        ``answer`` (a letter A-D), and optionally ``subject``, ``category``, ``question_id``.
+        ``answer`` (a letter A-D), and optionally ``subject``, ``category``, ``question_id``,
+        ``language`` and ``cluster`` (the same for questions that belong together).
 
     Returns
     -------
@@ -154,8 +220,11 @@ def _row_problems(row: dict) -> list[str]:
 
 
 def _own_row(row: dict, number: int, name: str) -> dict:
+    question_id = str(row.get("question_id") or f"{name}/{number}")
     return {
-        "question_id": str(row.get("question_id") or f"{name}/{number}"),
+        "question_id": question_id,
+        "cluster": str(row.get("cluster") or question_id),
+        "language": str(row.get("language") or "none"),
         "subject": str(row.get("subject") or name),
         "category": str(row.get("category") or "none"),
         "question": str(row["question"]),
@@ -189,7 +258,28 @@ def to_table(rows: Sequence[dict]) -> datasets.Dataset:
             problems.append(f"{name}: answer {row['answer']} is none of 0, 1, 2, 3")
     if problems:
         raise InputError("the question table is not valid\n  " + "\n  ".join(problems[:20]))
-    return datasets.Dataset.from_list(list(rows), features=FEATURES)
+    return datasets.Dataset.from_list(_join_copies(rows), features=FEATURES)
+
+
+def _join_copies(rows: Sequence[dict]) -> list[dict]:
+    """Give a question that is there twice, in any language, one cluster.
+
+    No copy is then scored by what was fitted on another.
+    """
+    same: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+
+    def top(cluster: str) -> str:
+        while cluster in same:
+            cluster = same[cluster]
+        return cluster
+
+    for row in rows:
+        asked = (row["question"], *sorted(row["choices"]))
+        old, new = top(first.setdefault(asked, row["cluster"])), top(row["cluster"])
+        if old != new:
+            same[new] = old
+    return [{**row, "cluster": top(row["cluster"])} for row in rows]
 
 
 def load(path: str | Path) -> datasets.Dataset:
@@ -214,13 +304,13 @@ def hash_order(question_ids: Sequence[str], seed: int) -> list[int]:
     return sorted(range(len(digests)), key=digests.__getitem__)
 
 
-def folds(question_ids: Sequence[str], n_folds: int, seed: int) -> list[int]:
-    """Assign each question to one of K folds of equal size, by a stable hash of its id.
+def folds(clusters: Sequence[str], n_folds: int, seed: int) -> list[int]:
+    """Assign each question to one of K folds of equal size, by a stable hash of its cluster.
 
     Parameters
     ----------
-    question_ids : sequence of str
-        An id that occurs several times (permutations of a question) stays in one fold.
+    clusters : sequence of str
+        Rows of one cluster (translations, copies and permutations of a question) stay in one fold.
     n_folds : int
         K, at least 3 (fit, select and score are kept apart).
     seed : int
@@ -235,9 +325,9 @@ def folds(question_ids: Sequence[str], n_folds: int, seed: int) -> list[int]:
     InputError
         If there are fewer questions than folds.
     """
-    distinct = list(dict.fromkeys(question_ids))
+    distinct = list(dict.fromkeys(clusters))
     if len(distinct) < n_folds:
         raise InputError(f"{len(distinct)} questions cannot be split into {n_folds} folds")
     order = hash_order(distinct, seed)
     assigned = {distinct[row]: rank % n_folds for rank, row in enumerate(order)}
-    return [assigned[name] for name in question_ids]
+    return [assigned[name] for name in clusters]

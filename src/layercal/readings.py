@@ -28,13 +28,18 @@ class Readings:
     answer : array of int, shape (n,)
     extra : dict of array, shape (..., n)
         Quantities to average as they are, such as option mass and entropy.
+    cluster : array of int, shape (n,), optional
+        Questions of one cluster are resampled together; each on its own if left out.
     """
 
     logits: np.ndarray
     answer: np.ndarray
     extra: dict[str, np.ndarray]
+    cluster: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.cluster is None:
+            self.cluster = np.arange(len(self.answer))
         self.log_probability = log_softmax(self.logits.astype(float), -1)
         self.confidence = np.exp(self.log_probability.max(-1))
         self.correct = self.logits.argmax(-1) == self.answer
@@ -42,12 +47,12 @@ class Readings:
     def take(self, rows) -> Readings:
         """Keep only some of the questions."""
         extra = {name: value[..., rows] for name, value in self.extra.items()}
-        return Readings(self.logits[..., rows, :], self.answer[rows], extra)
+        return Readings(self.logits[..., rows, :], self.answer[rows], extra, self.cluster[rows])
 
     def layer(self, index: int) -> Readings:
         """Reading of one layer."""
         extra = {name: value[index] for name, value in self.extra.items()}
-        return Readings(self.logits[index], self.answer, extra)
+        return Readings(self.logits[index], self.answer, extra, self.cluster)
 
     def errors(self, weights: np.ndarray, n_bins: Sequence[int], min_count: Sequence[int]):
         """Yield each binned error of one layer as (metric, n_bins, GapSample or why not)."""
@@ -90,13 +95,15 @@ class Readings:
         }
 
 
-def from_options(options: pd.DataFrame) -> dict[str, Readings]:
+def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> dict[str, Readings]:
     """Arrays (L + 1, n) from a lens table, questions in the table's order, by option order.
 
     Parameters
     ----------
     options : DataFrame
         ``options.parquet``: one row a question, rotation of its options, and layer.
+    cluster : array of int, shape (n,), optional
+        Of each question.
 
     Returns
     -------
@@ -116,7 +123,12 @@ def from_options(options: pd.DataFrame) -> dict[str, Readings]:
     logits = by_layer([f"logit_{letter}" for letter in LETTERS])
     answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
     one_by_one = [
-        Readings(logits[:, :, r], answer[:, r], {name: e[:, :, r] for name, e in extra.items()})
+        Readings(
+            logits[:, :, r],
+            answer[:, r],
+            {name: value[:, :, r] for name, value in extra.items()},
+            cluster,
+        )
         for r in range(rotations)
     ]
     if rotations == 1:
@@ -131,6 +143,7 @@ def from_options(options: pd.DataFrame) -> dict[str, Readings]:
         answer=answer[:, 0],
         extra={name: value.mean(-1) for name, value in extra.items()}
         | {"agree": (predicted == predicted[..., :1]).all(-1).astype(float)},
+        cluster=cluster,
     )
     return {"averaged": averaged, **{f"rotation-{r}": one for r, one in enumerate(one_by_one)}}
 
@@ -156,7 +169,7 @@ def metric_table(
         ``reason`` (why a value is NaN, else empty). MCE over bins of at least c samples is named
         ``mce`` for c = 1, else ``mce_min<c>``.
     """
-    weights = resampling.resample_weights(len(read.answer), draws, seed)
+    weights = resampling.cluster_weights(read.cluster, draws, seed)
     uniform = np.random.default_rng(seed).random(weights.shape, np.float32)
     rows = []
     for layer in range(len(read.logits)):
@@ -170,20 +183,24 @@ def metric_table(
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
 
 
-def groups(subject: pd.Series, category: pd.Series) -> dict[str, np.ndarray]:
+def groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Groups of questions: ``all``, each ``category:<name>`` and each ``subject:<name>``.
 
     Parameters
     ----------
-    subject, category : Series, length n
+    prompts : DataFrame, n rows
+        With ``category``, ``subject`` and ``language``; of several languages, each is a group
+        ``language:<code>`` too.
 
     Returns
     -------
     dict of array of bool, shape (n,)
     """
-    found = {"all": np.ones(len(subject), bool)}
-    for kind, names in (("category", category), ("subject", subject)):
-        found |= {f"{kind}:{name}": (names == name).to_numpy() for name in sorted(set(names))}
+    found = {"all": np.ones(len(prompts), bool)}
+    kinds = ["category", "subject"] + ["language"] * (len(set(prompts["language"])) > 1)
+    for kind in kinds:
+        for name in sorted(set(prompts[kind])):
+            found[f"{kind}:{name}"] = (prompts[kind] == name).to_numpy()
     return found
 
 

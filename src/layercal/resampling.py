@@ -50,6 +50,26 @@ def resample_weights(n: int, draws: int, seed: int) -> np.ndarray:
     return counts
 
 
+def cluster_weights(cluster: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap over clusters: rows that belong together are drawn together.
+
+    Parameters
+    ----------
+    cluster : array, shape (n,)
+        Equal where rows belong together, as the translations of a question do.
+    draws, seed : int
+
+    Returns
+    -------
+    array of float32, shape (draws, n)
+        As :func:`resample_weights`, which this is if no two rows share a cluster.
+    """
+    names, place = np.unique(cluster, return_inverse=True)
+    weights = resample_weights(len(names), draws, seed)[:, place]
+    # resamples of clusters of different sizes differ in their number of rows
+    return weights * (len(cluster) / weights.sum(-1, keepdims=True))
+
+
 class GapSample:
     """The bin gaps of one reading: observed, resampled, and those of a calibrated model.
 

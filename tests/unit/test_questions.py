@@ -10,7 +10,8 @@ from conftest import ROOT, word_tokenizer
 
 from layercal import InputError, prompts, questions
 
-CATEGORIES = yaml.safe_load((ROOT / "config/questions.yaml").read_text())["mmlu-dev"]["categories"]
+REGISTRY = yaml.safe_load((ROOT / "config/questions.yaml").read_text())
+CATEGORIES = REGISTRY["mmlu-dev"]["categories"]
 GOOD = {"question": "One?", "A": "w", "B": "x", "C": "y", "D": "z", "answer": "C"}
 
 
@@ -45,10 +46,13 @@ def test_flan_cot_samples(tmp_path):
             {"question": "None?\n(A) 1 (B) 2 (C) 3 (D) 4", "target": "Who knows."},
         ],
     )
-    rows, rejected = questions.read_flan_cot(wheel, "*.yaml", {"Other": ["anatomy"]})
+    entry = {"members": "*.yaml", "categories": {"Other": ["anatomy"]}}
+    rows, rejected = questions.read_flan_cot(wheel, entry)
     assert rows == [
         {
             "question_id": "anatomy/0",
+            "cluster": "anatomy/0",
+            "language": "en",
             "subject": "anatomy",
             "category": "Other",
             "question": "Which (of these)?",
@@ -64,9 +68,69 @@ def test_flan_cot_samples(tmp_path):
     assert "'ABCDE'" in rejected[1]["reason"]
     assert "does not end" in rejected[2]["reason"]
     with pytest.raises(InputError, match="'anatomy' has no category"):
-        questions.read_flan_cot(wheel, "*.yaml", {"Other": []})
+        questions.read_flan_cot(wheel, {**entry, "categories": {"Other": []}})
     with pytest.raises(InputError, match="no file in it matches"):
-        questions.read_flan_cot(wheel, "*.json", {})
+        questions.read_flan_cot(wheel, {**entry, "members": "*.json"})
+
+
+def translated(question, answer="B", letters="ABCD"):
+    choices = {letter: f"{letter} {question}" for letter in letters}
+    return {
+        "input_question": question,
+        "input_choice_list": choices,
+        "input_correct_responses": [*answer],
+    }
+
+
+def test_translated_samples(tmp_path):
+    """Numbered as in the English set, whose order is another."""
+    wheel = tmp_path / "tasks-1-py3-none-any.whl"
+    samples = {
+        "de": [translated("Zwei?", "D"), translated("Eins?")],
+        "th": [translated("สอง?", "D"), translated("หนึ่ง?", letters="ABCDE")],
+        "it": [translated("Due?", "E"), translated("Uno?", "AB")],
+    }
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for language, some in samples.items():
+            task = {"task_alias": "anatomy", "fewshot_config": {"samples": some}}
+            text = yaml.safe_dump(task) + "process_docs: !function x.y\n"
+            archive.writestr(f"mmlu_{language}/mmlu_{language}_anatomy.yaml", text)
+    entry = {
+        "members": "mmlu_{language}/*.yaml",
+        "languages": ["de", "th", "it"],
+        "categories": {"Other": ["anatomy"]},
+        "order": {"anatomy": [1, 0]},
+    }
+    rows, rejected = questions.read_translated(wheel, entry)
+    assert rows[0] == {
+        "question_id": "de/anatomy/1",
+        "cluster": "anatomy/1",
+        "language": "de",
+        "subject": "anatomy",
+        "category": "Other",
+        "question": "Zwei?",
+        "choices": ["A Zwei?", "B Zwei?", "C Zwei?", "D Zwei?"],
+        "answer": 3,
+        "split": "dev",
+    }
+    assert [row["question_id"] for row in rows] == ["de/anatomy/1", "de/anatomy/0", "th/anatomy/1"]
+    assert [one["where"] for one in rejected] == [
+        "mmlu_th_anatomy.yaml, sample 1",
+        "mmlu_it_anatomy.yaml, sample 0",
+        "mmlu_it_anatomy.yaml, sample 1",
+    ]
+    assert "'ABCDE'" in rejected[0]["reason"]
+    assert "['A', 'B']" in rejected[2]["reason"]
+
+
+def test_translated_sets_are_numbered_once():
+    """Seven languages under one numbering: each subject's five samples are five questions."""
+    subjects = {subject for some in CATEGORIES.values() for subject in some}
+    for code in (*REGISTRY["mmlu-dev-multilingual"]["languages"], "multilingual"):
+        order = REGISTRY[f"mmlu-dev-{code}"]["order"]
+        assert set(order) == subjects
+        assert all(sorted(numbers) == [0, 1, 2, 3, 4] for numbers in order.values())
+    assert len(REGISTRY["mmlu-dev-multilingual"]["languages"]) == 7
 
 
 def write(path, rows):
@@ -117,12 +181,14 @@ def test_own_file_that_cannot_be_read(tmp_path):
             questions.read_file(path)
 
 
+def asked(name, **fields):
+    """A row of the table."""
+    names = ("question_id", "cluster", "language", "subject", "category", "question", "split")
+    return {**dict.fromkeys(names, name), "choices": list("wxyz"), "answer": 0, **fields}
+
+
 def test_table_refuses_duplicates_and_nothing():
-    row = {
-        **{name: "x" for name in ("question_id", "subject", "category", "question", "split")},
-        "choices": list("wxyz"),
-        "answer": 0,
-    }
+    row = asked("x")
     assert len(questions.to_table([row])) == 1
     with pytest.raises(InputError, match="x: this question_id occurs twice"):
         questions.to_table([row, row])
@@ -143,6 +209,27 @@ def test_folds_are_stable_and_even():
     assert questions.folds(names, 5, seed=1) != fold
     with pytest.raises(InputError, match="4 questions cannot be split into 5 folds"):
         questions.folds(names[:4], 5, seed=0)
+
+
+def test_forms_of_a_question_stay_together():
+    """Translations share a cluster, copies get one, and a cluster is never split over folds."""
+    clusters = [f"anatomy/{i}" for i in range(30)]
+    rows = [
+        asked(f"{code}/{name}", cluster=name, question=f"{code} {name}")
+        for code in ("de", "th")
+        for name in clusters
+    ]
+    rows[12]["question"] = rows[7]["question"]  # a copy, in German
+    rows[12]["choices"] = rows[7]["choices"][::-1]
+    table = questions.to_table(rows)
+    found = dict(zip(table["question_id"], table["cluster"], strict=True))
+    for code in ("de", "th"):  # and then in Thai too, where the two were translated differently
+        assert found[f"{code}/anatomy/12"] == found[f"{code}/anatomy/7"] == "anatomy/7"
+    assert len(set(found.values())) == 29
+    fold = dict(zip(found, questions.folds(table["cluster"], 5, seed=0), strict=True))
+    for name in clusters:
+        assert fold[f"de/{name}"] == fold[f"th/{name}"]
+    assert fold["de/anatomy/7"] == fold["th/anatomy/12"]
 
 
 def test_hendrycks_prompt():

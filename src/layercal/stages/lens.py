@@ -30,7 +30,7 @@ def stage(args) -> None:
     residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
     option_ids = torch.tensor(prompts["option_ids"].iloc[0])
     model = stages.load_model(args)
-    fold = torch.tensor(questions.folds(prompts["question_id"].tolist(), args.folds, args.seed))
+    fold = torch.tensor(questions.folds(prompts["cluster"].tolist(), args.folds, args.seed))
     for path, read in ((args.out, residuals), (args.tuned, lens.translate(residuals, fold))):
         table = _table(prompts, lens.read(model, read, option_ids))
         sources.write_atomically(path, table.to_parquet(index=False))

@@ -41,7 +41,8 @@ def stage(args) -> None:
     shown = [prompts.rotate(row, by) for row in rows for by in range(rotations)]
     texts = [prompts.TEMPLATES[args.prompt](row) for row in shown]
     input_ids, option_ids = prompts.tokenize(tokenizer, texts)
-    written = pd.DataFrame(shown)[["question_id", "subject", "category", "answer"]].assign(
+    identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
+    written = pd.DataFrame(shown)[identity].assign(
         permutation=list(range(rotations)) * len(rows),
         shard=[
             index * args.shards // len(rows) for index in range(len(rows)) for _ in range(rotations)
