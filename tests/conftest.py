@@ -1,8 +1,11 @@
+import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from hub import Hub
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -62,3 +65,32 @@ def rng():
 @pytest.fixture(params=["llama", "qwen2"])
 def tiny_model(request):
     return tiny(request.param)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback in place of the real one, for this process and those it starts.
+
+    Its folders are ``hub.root / "models" / org / name`` and ``hub.root / "datasets" / org / name``.
+    There is no token, and what the clients cache starts empty.
+    """
+    served, home = Hub(tmp_path / "hub"), tmp_path / "hf-home"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("NO_PROXY", "*")
+    # the clients read the environment once, when they are imported
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    if "datasets" in sys.modules:
+        config = sys.modules["datasets"].config
+        monkeypatch.setattr(config, "HF_ENDPOINT", served.url)
+        monkeypatch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
+        monkeypatch.setattr(config, "DOWNLOADED_DATASETS_PATH", home / "datasets/downloads")
+    yield served
+    served.stop()
