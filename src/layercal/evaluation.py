@@ -92,8 +92,8 @@ class Sweep:
     Attributes
     ----------
     logits : dict of array, shape (n, V, layers, alphas, n_options)
-        One a mode. The V directions are, for each estimator, the fits for the K outer folds, then
-        the random ones.
+        One a mode, -inf where a question has no such option. The V directions are, for each
+        estimator, the fits for the K outer folds, then the random ones.
     answer, fold, cluster : array of int, shape (n,)
         Of each row. The rotations and translations of a question share fold and cluster; they are
         resampled together.

@@ -25,6 +25,7 @@ class Readings:
     Attributes
     ----------
     logits : array, shape (..., n, n_options)
+        -inf where a question has no such option.
     answer : array of int, shape (n,)
     extra : dict of array, shape (..., n)
         Quantities to average as they are, such as option mass and entropy.
@@ -43,6 +44,12 @@ class Readings:
         self.log_probability = log_softmax(self.logits.astype(float), -1)
         self.confidence = np.exp(self.log_probability.max(-1))
         self.correct = self.logits.argmax(-1) == self.answer
+        self.n_options = (self.logits > -np.inf).sum(-1)
+
+    @property
+    def chance(self) -> np.ndarray:
+        """Accuracy of guessing, for each question; (..., n)."""
+        return 1 / self.n_options
 
     def take(self, rows) -> Readings:
         """Keep only some of the questions."""
@@ -72,7 +79,8 @@ class Readings:
             yield "debiased_ece", primary, resampling.debiased_sample(*pair, primary)
         yield "smooth_ece", 0, resampling.smooth_sample(*pair)
         probability = np.exp(self.log_probability)
-        found = resampling.classwise_sample(probability, self.answer, weights, primary)
+        options = self.answer, weights, primary, self.n_options
+        found = resampling.classwise_sample(probability, *options)
         yield "classwise_ece", primary, found
 
     def per_question(self) -> dict[str, np.ndarray]:
@@ -80,18 +88,21 @@ class Readings:
 
         ``nll`` in nats; ``brier`` sums over options (Brier 1950), within [0, 2];
         ``signed_gap`` is confidence minus correctness, positive when overconfident;
-        ``predicted_<letter>`` is the share of predictions that name the letter.
+        ``predicted_<letter>`` is the share of predictions that name the letter; ``chance`` is the
+        accuracy of guessing.
         """
-        predicted = self.logits.argmax(-1)
-        right = np.eye(self.logits.shape[-1])[self.answer]
+        predicted, letters = self.logits.argmax(-1), LETTERS[: self.logits.shape[-1]]
+        right = np.eye(len(letters))[self.answer]
+        answers = np.broadcast_to(self.answer[..., None], (*predicted.shape, 1))
         return {
             "accuracy": self.correct.astype(float),
+            "chance": self.chance,
             "confidence": self.confidence,
             "signed_gap": self.confidence - self.correct,
-            "nll": -(self.log_probability * right).sum(-1),
+            "nll": -np.take_along_axis(self.log_probability, answers, -1)[..., 0],
             "brier": ((np.exp(self.log_probability) - right) ** 2).sum(-1),
             **self.extra,
-            **{f"predicted_{letter}": (predicted == i) * 1.0 for i, letter in enumerate(LETTERS)},
+            **{f"predicted_{letter}": (predicted == i) * 1.0 for i, letter in enumerate(letters)},
         }
 
 
@@ -108,10 +119,10 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
     Returns
     -------
     dict of Readings
-        ``as-is`` if there is one order only. Of four rotations: ``averaged``, the mean over
-        rotations of the probabilities of each option (its letter bias averages out), with the
-        share of questions on which all rotations ``agree``; then ``rotation-0`` .. ``rotation-3``,
-        each as read, by letter.
+        ``as-is`` if there is one order only. Of k rotations of k options: ``averaged``, the mean
+        over rotations of the probabilities of each option (its letter bias averages out), with the
+        share of questions on which all rotations ``agree``; then ``rotation-0`` and so on, each as
+        read, by letter.
     """
     layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
 
@@ -120,7 +131,7 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         values = values.reshape(-1, rotations, layers, *values.shape[1:])
         return np.moveaxis(values, 2, 0)  # layers, questions, rotations, ...
 
-    logits = by_layer([f"logit_{letter}" for letter in LETTERS])
+    logits = by_layer([name for name in options.columns if name.startswith("logit_")])
     answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
     one_by_one = [
         Readings(

@@ -38,7 +38,7 @@ def test_embedded_config_is_valid():
     ("path", "value", "message"),
     [
         ("models", ["smollm-135m"], "unknown model 'smollm-135m' (did you mean 'smollm2-135m'?)"),
-        ("questions", ["zzz"], "unknown question set 'zzz' (known: mmlu-dev, mmlu-dev-de, "),
+        ("questions", ["zzz"], "unknown question set 'zzz' (known: arc-challenge, arc-easy, "),
         ("models", [], "models: "),
         ("sed", 1, "unknown key 'sed' (did you mean 'seed'?)"),
         ("steering.alpha", [1], "unknown key 'steering.alpha' (did you mean 'alphas'?)"),

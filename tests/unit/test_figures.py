@@ -49,10 +49,17 @@ def draw(tables):
     metrics, found, sweep, directions = tables
     return {
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
-        "category_curves": figures.category_curves(metrics, found),
+        "group_curves": figures.group_curves(metrics, "category"),
+        "many_groups": figures.group_curves(many_groups(metrics), "language"),
         "dose_response": figures.dose_response(sweep, "lens"),
         "direction_cosines": figures.direction_cosines(directions),
     }
+
+
+def many_groups(metrics):
+    """As many groups as a set of seven languages has."""
+    one = metrics[metrics["group"] == "all"]
+    return pd.concat([one.assign(group=f"language:{code}") for code in "abcdefg"])
 
 
 def png(figure):

@@ -43,7 +43,7 @@ def stage(args) -> None:
             read.confidence,
             read.correct,
             weights,
-            chance=1 / read.logits.shape[-1],
+            chance=float(read.chance[-1].mean()),
             tolerance=args.tolerance,
             n_bins=args.n_bins[0],
         )
