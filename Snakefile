@@ -5,7 +5,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from layercal import InputError
-from layercal.config import check
+from layercal.config import check, check_registry
 
 min_version("9.0")
 
@@ -16,7 +16,9 @@ configfile: "config/config.yaml"
 MODELS = yaml.safe_load(Path("config/models.yaml").read_text())
 QUESTIONS = yaml.safe_load(Path("config/questions.yaml").read_text())
 SCHEMA = yaml.safe_load(Path("workflow/schemas/config.schema.yaml").read_text())
+MODELS_SCHEMA = yaml.safe_load(Path("workflow/schemas/models.schema.yaml").read_text())
 try:
+    check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)
     check(config, SCHEMA, MODELS, QUESTIONS)
 except InputError as error:
     raise WorkflowError(str(error)) from None

@@ -46,6 +46,8 @@ class Hub:
     ----------
     gated : dict
         Repo -> the one token that has access to its files.
+    expired : set
+        Tokens that are not valid.
     cut : dict
         Path of a file -> byte after which the connection breaks, each time.
     flipped : set
@@ -56,7 +58,8 @@ class Hub:
 
     def __init__(self, root: Path):
         self.root = root
-        self.gated, self.cut, self.flipped, self.requests = {}, {}, set(), []
+        self.gated, self.expired, self.cut, self.flipped = {}, set(), {}, set()
+        self.requests, self.stopped = [], False
         self._revisions = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self
@@ -67,7 +70,8 @@ class Hub:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self):
-        """Refuse all connections from now on."""
+        """Refuse all connections from now on, and drop those that are open."""
+        self.stopped = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -90,6 +94,8 @@ class Hub:
 
     def files(self, kind, repo, revision, token) -> tuple[str, dict]:
         """Commit and files (path -> bytes) of a revision."""
+        if token in self.expired:
+            raise Refusal(401, "", "Invalid credentials in Authorization header")
         if not (self.root / kind / repo).is_dir():
             # the Hub tells nobody without a token whether a repo is missing or private
             raise Refusal(404 if token else 401, "RepoNotFound", "Repository not found")
@@ -128,6 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.hub
 
     def _answer(self):
+        if self.hub.stopped:
+            self.close_connection = True
+            return
         length = int(self.headers.get("Content-Length") or 0)
         self.form = parse_qs(self.rfile.read(length).decode())
         url = urlsplit(self.path)

@@ -1,4 +1,4 @@
-"""The study's config, checked before anything runs."""
+"""The study's config and the registries it names, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 import jsonschema
 
 from layercal import InputError
+from layercal.sources import alternatives
 
 
 def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
@@ -34,6 +35,51 @@ def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
         raise InputError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
 
 
+def check_registry(path: str, entries: dict, schema: dict) -> None:
+    """Check every source of every entry of a registry.
+
+    Parameters
+    ----------
+    path : str
+        The registry, for the message.
+    entries : dict
+    schema : dict
+        Of an entry with one source, such as ``workflow/schemas/models.schema.yaml``.
+
+    Raises
+    ------
+    InputError
+        Naming every entry and key at fault, what was found and what is expected.
+    """
+    validator = jsonschema.Draft202012Validator(schema)
+    problems = [
+        f"{name}: {problem}"
+        for name, entry in entries.items()
+        for problem in _problems_of_entry(entry, validator)
+    ]
+    if problems:
+        raise InputError(f"{path} cannot be used:\n  " + "\n  ".join(problems))
+
+
+def _problems_of_entry(entry, validator: jsonschema.Draft202012Validator) -> list[str]:
+    sources = entry.get("sources", [{}]) if isinstance(entry, dict) else None
+    if (
+        not isinstance(sources, list)
+        or not sources
+        or not all(isinstance(s, dict) for s in sources)
+    ):
+        return ["expected the keys of one source, or a list of sources, each with its keys"]
+    found = [[_explain(e) for e in validator.iter_errors(each)] for each in alternatives(entry)]
+    # what every source shows lies in the keys that hold for all
+    shared = [problem for problem in found[0] if all(problem in each for each in found)]
+    return sorted(shared) + [
+        f"sources[{n}]: {problem}"
+        for n, each in enumerate(found)
+        for problem in sorted(each)
+        if problem not in shared
+    ]
+
+
 def _explain(error: jsonschema.ValidationError) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
     where = where.lstrip(".")
@@ -43,6 +89,10 @@ def _explain(error: jsonschema.ValidationError) -> str:
         return "; ".join(
             f"unknown key {f'{where}.{key}'.lstrip('.')!r}{_suggest(key, known)}" for key in unknown
         )
+    if error.validator == "oneOf":
+        kinds = [option["required"][0] for option in error.validator_value]
+        found = [kind for kind in kinds if kind in error.instance]
+        return f"found {' and '.join(found) or 'no source'}; expected one of {', '.join(kinds)}"
     if error.validator == "contains":
         return f"{where}: found {error.instance}; it must hold 0, the unsteered reading"
     if error.validator == "type":

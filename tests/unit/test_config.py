@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT
 
 from layercal import InputError
-from layercal.config import check
+from layercal.config import check, check_registry
 
 SOURCE = ROOT / "src/layercal"
 RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
@@ -71,6 +71,48 @@ def test_all_faults_are_named_at_once():
         check(config, *FIXED)
     for part in ("seed: -1", "prompt: 'x'", "'phase' is a required property"):
         assert part in str(error.value)
+
+
+MODELS_SCHEMA = read("workflow/schemas/models.schema.yaml")
+HUB = {"hub": {"repo": "org/name", "revision": 40 * "0"}}
+WHEELS = {"wheels": ["a"], "member": "*", "file": "a.gguf", "size": 1, "sha256": 64 * "0"}
+
+
+def test_registered_models_are_valid():
+    check_registry("config/models.yaml", FIXED[1], MODELS_SCHEMA)
+    check_registry("", {"all": {"licence": "", "sources": [HUB, WHEELS]}}, MODELS_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"folder": "/m", "license": "MIT"}, "m: unknown key 'license' (did you mean 'licence'?)"),
+        ({"folder": "/m"}, "m: 'licence' is a required property"),
+        ({"licence": ""}, "m: found no source; expected one of wheels, hub, folder, gguf"),
+        ({"licence": "", "gguf": "/g", **HUB}, "m: found hub and gguf; expected one of wheels"),
+        (
+            {"licence": "", "wheels": ["a"], "member": "*"},
+            "m: 'sha256' is a dependency of 'wheels'",
+        ),
+        ({"licence": "", "hub": {"repo": "org/name"}}, "m: hub: 'revision' is a required property"),
+        ({"licence": "", "hub": {"repo": "x", "revision": "y"}}, "m: hub.repo: 'x' does not match"),
+        ({"licence": "", "gguf": "/g", "sha256": "f00"}, "m: sha256: 'f00' does not match"),
+        (
+            {"licence": "", "sources": []},
+            "m: expected the keys of one source, or a list of sources",
+        ),
+        ({"licence": "", "sources": [HUB, {}]}, "m: sources[1]: found no source"),
+        ({"licence": "", "sources": [HUB], "folder": "/m"}, "m: found hub and folder; expected"),
+        ({"licence": 1, "sources": [HUB, WHEELS]}, "m: licence: found 1; expected string"),
+        ("a", "m: expected the keys of one source"),
+    ],
+)
+def test_bad_registry_entry_is_named_once(entry, message):
+    with pytest.raises(InputError) as error:
+        check_registry("models.yaml", {"m": entry, "fine": {"licence": "", **HUB}}, MODELS_SCHEMA)
+    assert str(error.value).startswith("models.yaml cannot be used:\n  m: ")
+    assert str(error.value).count(message) == 1
+    assert "fine" not in str(error.value)
 
 
 def imports(module):

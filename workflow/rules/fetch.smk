@@ -41,7 +41,10 @@ rule fetch_questions:
 
 rule fetch_model:
     input:
-        code=expand("src/layercal/{module}.py", module=["sources", "stages/fetch_model"]),
+        code=expand(
+            "src/layercal/{module}.py",
+            module=["hub", "sources", "weights", "stages/fetch_model"],
+        ),
     output:
         manifest="resources/models/{model}/manifest.json",
     log:

