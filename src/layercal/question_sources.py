@@ -19,8 +19,9 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import yaml
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from layercal import InputError
+from layercal import InputError, hub
 from layercal.questions import LETTERS, hash_order, row_problems
 from layercal.sources import fetch_wheels, wheel_members
 
@@ -197,27 +198,53 @@ def read_hub(name: str, entry: dict) -> Rows:
         ``hub``: ``repo``, ``config`` (if it has several), ``revision``, ``split`` and, if it has
         one, the split of the ``shots``; ``form``, in ``FORMS``; ``subject`` or ``categories``.
     """
-    hub = entry["hub"]
-    parse = FORMS[entry["form"]]
-    for split in filter(None, (hub["split"], hub.get("shots"))):
+    place = entry["hub"]
+    for split, raw_rows in _load_splits(place).items():
         seen: Counter[str] = Counter()
-        for index, raw in enumerate(_load_split(name, hub, split)):
-            fields = parse(raw)
+        for index, raw in enumerate(raw_rows):
+            where = f"{place['repo']}, {split}, row {index}"
+            fields = _parse(raw, entry["form"], where)
             subject = fields.pop("subject", entry.get("subject", name))
             number = fields.pop("id", f"{subject}/{seen[subject]}")
             seen[subject] += 1
             category = fields.pop("category", "none")
             if "categories" in entry:
-                category = _category(subject, entry["categories"], hub["repo"])
-            kind = split if split == hub["split"] else "dev"
+                category = _category(subject, entry["categories"], where)
+            kind = "dev" if split == place.get("shots") else split
             row = _row(f"{split}/{number}", subject, category, kind)
-            yield f"{hub['repo']}, {split}, row {index}", row | _stripped(fields)
+            yield where, row | _stripped(fields)
 
 
-def _load_split(name: str, hub: dict, split: str) -> datasets.Dataset:
-    return datasets.load_dataset(
-        hub["repo"], hub.get("config"), split=split, revision=hub["revision"]
-    )
+def _load_splits(place: dict) -> dict[str, list[dict]]:
+    """Rows of the split to study and of that of the shots, as they are on the Hub."""
+    repo, revision = place["repo"], place["revision"]
+    splits = [place[key] for key in ("split", "shots") if key in place]
+    hub.listing(repo, revision, "dataset")
+    # a cache of its own: datasets would fall back on whatever commit it has cached
+    with tempfile.TemporaryDirectory() as cache, hub.explained(repo, revision, "dataset"):
+        try:
+            found = datasets.load_dataset(
+                repo, place.get("config"), split=splits, revision=revision, cache_dir=cache
+            )
+        except DatasetNotFoundError as error:
+            raise InputError(
+                f"Hub repo {repo}: {error} Accept its licence on its page and set HF_TOKEN to your "
+                "token."
+            ) from error
+        except (ValueError, DatasetGenerationError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise InputError(f"Hub repo {repo}, commit {revision}: {reason}") from error
+        return {name: part.to_list() for name, part in zip(splits, found, strict=True)}
+
+
+def _parse(raw: dict, form: str, where: str) -> dict:
+    try:
+        return FORMS[form](raw)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{where}: not a row of the form {form!r} ({type(error).__name__}: {error}); it has "
+            f"{', '.join(raw)}"
+        ) from error
 
 
 def _stripped(fields: dict) -> dict:

@@ -245,3 +245,176 @@ def test_csv_folder_of_mmlu(tmp_path):
     ]
     with pytest.raises(InputError, match=r"with test/<subject>_test\.csv in it"):
         question_sources.read("x", {**entry, "csv_folder": str(tmp_path / "test")})
+
+
+def served(hub, name, splits):
+    """An entry of the registry, pinned to made rows on the loopback Hub."""
+    entry = REGISTRY[name]
+    place = entry["hub"]
+    folder = hub.root / "datasets" / place["repo"]
+    config = place.get("config", "default")
+    (folder / config).mkdir(parents=True)
+    files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
+    card = yaml.safe_dump({"configs": [{"config_name": config, "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+    for split, rows in splits.items():
+        pd.DataFrame(rows).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+    revision = hub.commit("datasets", place["repo"])
+    return {**entry, "hub": {**place, "revision": revision}}
+
+
+def labelled(name, labels, key, question="question"):
+    choices = {"text": [f"{name} {label}" for label in labels], "label": list(labels)}
+    return {"id": name, question: f"{name}?", "choices": choices, "answerKey": key}
+
+
+MMLU = {"subject": "anatomy", "choices": list("wxyz"), "answer": 1}
+TRUE = ["true", "false", "not so", "no", "never"]
+PRO = {"category": "law", "answer": "C", "answer_index": 2, "cot_content": "", "src": "x"}
+DATASETS = {
+    "mmlu": {
+        "test": [
+            {"question": " One?", **MMLU},
+            {"question": "Two?", **MMLU, "subject": "virology"},
+            {"question": "", **MMLU},
+        ],
+        "dev": [{"question": "Shot?", **MMLU}],
+        "auxiliary_train": [{"question": "Unused?", **MMLU}],
+    },
+    "arc-easy": {
+        "test": [labelled("m1", "1234", "4"), labelled("m2", "ABC", "B"), labelled("m3", "AB", "")],
+        "validation": [labelled("v1", "ABCDE", "E")],
+    },
+    "arc-challenge": {
+        "test": [labelled("c1", "ABCD", "A")],
+        "validation": [labelled("c2", "ABCD", "B")],
+    },
+    "openbookqa": {
+        "test": [labelled("o1", "ABCD", "C", "question_stem")],
+        "validation": [labelled("o2", "ABCD", "D", "question_stem")],
+    },
+    "commonsenseqa": {
+        "validation": [{**labelled("s1", "ABCDE", "E"), "question_concept": "x"}],
+        "train": [{**labelled("s2", "ABCDE", "A"), "question_concept": "x"}],
+    },
+    "truthfulqa-mc1": {
+        "validation": [
+            {"question": f"True {i}?", "mc1_targets": {"choices": TRUE, "labels": [1, 0, 0, 0, 0]}}
+            for i in range(40)
+        ]
+        + [{"question": "Two?", "mc1_targets": {"choices": TRUE, "labels": [1, 1, 0, 0, 0]}}]
+    },
+    "mmlu-pro": {
+        "test": [
+            {"question_id": 70, "question": "Ten?", "options": list("abcdefghij"), **PRO},
+            {"question_id": 71, "question": "Three?", "options": list("abc"), **PRO},
+        ],
+        "validation": [{"question_id": 0, "question": "Shot?", "options": list("abcd"), **PRO}],
+    },
+}
+EXPECTED = {  # (question_id, split, subject, category, options, answer)
+    "mmlu": [
+        ("test/anatomy/0", "test", "anatomy", "Other", "wxyz", 1),
+        ("test/virology/0", "test", "virology", "Other", "wxyz", 1),
+        ("dev/anatomy/0", "dev", "anatomy", "Other", "wxyz", 1),
+    ],
+    "arc-easy": [
+        ("test/m1", "test", "science", "none", "1234", 3),
+        ("test/m2", "test", "science", "none", "ABC", 1),
+        ("validation/v1", "dev", "science", "none", "ABCDE", 4),
+    ],
+    "arc-challenge": [
+        ("test/c1", "test", "science", "none", "ABCD", 0),
+        ("validation/c2", "dev", "science", "none", "ABCD", 1),
+    ],
+    "openbookqa": [
+        ("test/o1", "test", "elementary science", "none", "ABCD", 2),
+        ("validation/o2", "dev", "elementary science", "none", "ABCD", 3),
+    ],
+    "commonsenseqa": [
+        ("validation/s1", "validation", "common sense", "none", "ABCDE", 4),
+        ("train/s2", "dev", "common sense", "none", "ABCDE", 0),
+    ],
+    "mmlu-pro": [
+        ("test/70", "test", "law", "law", "abcdefghij", 2),
+        ("test/71", "test", "law", "law", "abc", 2),
+        ("validation/0", "dev", "law", "law", "abcd", 2),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_dataset_on_the_hub(hub, name):
+    rows, rejected = question_sources.read(name, served(hub, name, DATASETS[name]))
+    assert [
+        (
+            row["question_id"],
+            row["split"],
+            row["subject"],
+            row["category"],
+            "".join(choice[-1] for choice in row["choices"]),
+            row["answer"],
+        )
+        for row in rows
+    ] == EXPECTED[name]
+    questions.to_table(rows)
+    reasons = {
+        "mmlu": ["cais/mmlu, test, row 2: the question is empty"],
+        "arc-easy": ["allenai/ai2_arc, test, row 2: answer is '', expected one of A, B"],
+    }
+    assert [f"{one['where']}: {one['reason']}" for one in rejected] == reasons.get(name, [])
+
+
+def test_truthfulqa_is_shuffled_for_good(hub):
+    """The true answer comes first in the dataset: there, 'A' would always be right."""
+    entry = served(hub, "truthfulqa-mc1", DATASETS["truthfulqa-mc1"])
+    rows, rejected = question_sources.read("truthfulqa-mc1", entry)
+    answers = [row["answer"] for row in rows]
+    assert [row["choices"][row["answer"]] for row in rows] == ["true"] * 40
+    assert set(answers) == {0, 1, 2, 3, 4} and max(map(answers.count, answers)) < 20
+    assert answers[:8] == [4, 2, 0, 4, 1, 1, 4, 4]  # on every machine
+    assert [one["question"] for one in rejected] == ["Two?"]
+    assert "answer is '2 of the options'" in rejected[0]["reason"]
+
+
+def refused(entry):
+    with pytest.raises(InputError) as error:
+        question_sources.read("mmlu", entry)
+    return str(error.value)
+
+
+def test_hub_refusals_are_explained(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's retries
+    entry = served(hub, "mmlu", DATASETS["mmlu"])
+    commit = entry["hub"]["revision"]
+
+    def changed(**place):
+        return {**entry, "hub": {**entry["hub"], **place}}
+
+    said = refused(changed(revision="main"))
+    assert f"in config/questions.yaml; now it is {commit}" in said
+    assert f"has no commit {'0' * 40}" in refused(changed(revision="0" * 40))
+    assert "there is none of that name" in refused(changed(repo="cais/none"))
+    assert "'none' not found. Available: ['all']" in refused(changed(config="none"))
+    assert 'Unknown split "tests"' in refused(changed(split="tests"))
+    said = refused({**entry, "form": "mmlu-pro"})
+    assert "cais/mmlu, test, row 0: not a row of the form 'mmlu-pro' (KeyError" in said
+    assert "it has question, subject, choices, answer" in said
+    hub.stop()
+    assert f"{hub.url} could not be reached" in refused(entry)
+
+
+def test_gated_dataset_is_explained(hub):
+    entry = served(hub, "mmlu", DATASETS["mmlu"])
+    hub.gated["cais/mmlu"] = "a token"
+    said = refused(entry)
+    assert "gated" in said and "set HF_TOKEN" in said
+
+
+def test_broken_download_is_explained_and_taken_up(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    entry = served(hub, "mmlu", DATASETS["mmlu"])
+    hub.cut["all/test-00000-of-00001.parquet"] = 100
+    assert "run again" in refused(entry)
+    hub.cut.clear()
+    assert len(question_sources.read("mmlu", entry)[0]) == 3
