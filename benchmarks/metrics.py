@@ -28,12 +28,17 @@ CATEGORIES = [3018, 4705, 3077, 3242]  # sizes of MMLU's categories, 14,042 ques
 def study(rng):
     """Readings of MMLU's size, and its 62 groups: all, 4 categories, 57 subjects."""
     n = sum(CATEGORIES)
-    category = pd.Series(np.repeat(np.arange(4), CATEGORIES)).astype(str)
-    subject = pd.Series(np.arange(n) * 57 // n).astype(str)
+    prompts = pd.DataFrame(
+        {
+            "category": np.repeat(np.arange(4), CATEGORIES).astype(str),
+            "subject": (np.arange(n) * 57 // n).astype(str),
+            "language": "en",
+        }
+    )
     logits = rng.normal(size=(LAYERS, n, 4)) * np.linspace(0.5, 3, LAYERS)[:, None, None]
     extra = {name: rng.random((LAYERS, n)) for name in ("option_mass", "entropy")}
     read = readings.Readings(logits, rng.integers(0, 4, n), extra)
-    return read, readings.groups(subject, category)
+    return read, readings.groups(prompts)
 
 
 BINS = (10, 15)

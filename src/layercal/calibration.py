@@ -313,7 +313,7 @@ def _smoothed_error(spectrum: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
     return (height.sum(-1) - (height[..., 0] + height[..., -1]) / 2) / (SMOOTH_POINTS - 1)
 
 
-def classwise_ece(probability, answer, n_bins: int = 10) -> np.ndarray:
+def classwise_ece(probability, answer, n_bins: int = 10, n_options=None) -> np.ndarray:
     """Class-wise ECE: mean over options of the ECE of each option's probability.
 
     Static calibration error of Nixon et al. 2019; classwise-ECE of Kull et al. 2019. A model that
@@ -326,6 +326,9 @@ def classwise_ece(probability, answer, n_bins: int = 10) -> np.ndarray:
     answer : array_like of int, shape (n,)
     n_bins : int
         Of equal width.
+    n_options : array_like of int, shape (n,), optional
+        Options of each question, where they differ; those beyond have probability 0. An option
+        then weighs as many questions as have it, so that a rare fifth one does not count like A.
 
     Returns
     -------
@@ -339,10 +342,12 @@ def classwise_ece(probability, answer, n_bins: int = 10) -> np.ndarray:
     """
     probability, answer = check_probabilities(probability, answer)
     by_option = np.moveaxis(probability, -1, 0)
+    options = len(by_option) if n_options is None else np.mean(n_options)
     right = answer == np.arange(len(by_option))[:, None]
     right = right.reshape(len(by_option), *[1] * (probability.ndim - 2), -1)
     clipped = np.minimum(by_option, 1)
-    return ece(clipped, np.broadcast_to(right, by_option.shape), n_bins).mean(0)
+    # a pair (0, 0) of an option that is not there adds nothing to the gap of its bin
+    return ece(clipped, np.broadcast_to(right, by_option.shape), n_bins).sum(0) / options
 
 
 def brier(probability, answer) -> np.ndarray:

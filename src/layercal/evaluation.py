@@ -92,11 +92,11 @@ class Sweep:
     Attributes
     ----------
     logits : dict of array, shape (n, V, layers, alphas, n_options)
-        One a mode. The V directions are, for each estimator, the fits for the K outer folds, then
-        the random ones.
-    answer, fold, question : array of int, shape (n,)
-        Of each row. The rotations of a question share fold and question; they are resampled
-        together.
+        One a mode, -inf where a question has no such option. The V directions are, for each
+        estimator, the fits for the K outer folds, then the random ones.
+    answer, fold, cluster : array of int, shape (n,)
+        Of each row. The rotations and translations of a question share fold and cluster; they are
+        resampled together.
     norms : array, shape (L + 1,)
         Mean residual norm a layer.
     estimators : sequence of str
@@ -109,7 +109,7 @@ class Sweep:
     logits: dict[str, np.ndarray]
     answer: np.ndarray
     fold: np.ndarray
-    question: np.ndarray
+    cluster: np.ndarray
     norms: np.ndarray
     estimators: Sequence[str]
     layers: Sequence[int]
@@ -121,9 +121,7 @@ class Sweep:
 
     def __post_init__(self):
         self.n_folds = int(self.fold.max()) + 1
-        self.weights = resampling.resample_weights(
-            int(self.question.max()) + 1, self.draws, self.seed
-        )[:, self.question]
+        self.weights = resampling.cluster_weights(self.cluster, self.draws, self.seed)
         first = next(iter(self.logits.values()))
         self.n_random = first.shape[1] - len(self.estimators) * self.n_folds
 

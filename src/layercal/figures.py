@@ -110,40 +110,52 @@ def layer_curves(metrics: pd.DataFrame, phase: dict, title: str = "") -> Figure:
 
 
 def measured(metrics: pd.DataFrame, kind: str) -> list[str]:
-    """Groups of a kind (``category`` or ``subject``) that hold enough questions to be measured."""
+    """Groups of a kind, such as ``category``, that hold enough questions to be measured."""
     groups = set(metrics.loc[metrics["value"].notna(), "group"])
     return sorted(group for group in groups if group.startswith(f"{kind}:"))
 
 
-def category_curves(metrics: pd.DataFrame, phase: dict) -> Figure:
-    """Accuracy and ECE over the layers, one column a category that was :func:`measured`.
+def group_curves(metrics: pd.DataFrame, kind: str) -> Figure:
+    """Accuracy and ECE over the layers, one column a group that was :func:`measured`.
 
     Parameters
     ----------
     metrics : DataFrame
         ``metrics.parquet``.
-    phase : dict
-        ``phase.json``.
+    kind : str
+        Of the groups, such as ``category`` or ``language``.
 
     Returns
     -------
     Figure
     """
     theme()
-    groups = measured(metrics, "category")
-    figure = Figure(figsize=(2.8 * max(len(groups), 2), 4.6), layout="constrained")
-    axes = figure.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False)
-    for (top, bottom), group in zip(axes.T, groups, strict=True):
-        errors = _pick(metrics, "ece", group)
-        _band(top, _pick(metrics, "accuracy", group), ACCURACY, "accuracy")
-        top.axhline(phase["chance"], color=GREY, lw=1)
-        _band(bottom, errors, ERROR, "ECE")
-        bottom.fill_between(errors["layer"], 0, errors["null_high"], color=GREY, alpha=0.35, lw=0)
-        top.set_title(f"{group.removeprefix('category:')}, n = {errors['n'].iloc[0]}")
-        bottom.set_xlabel("layer")
-    axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
-    axes[1, 0].set(ylabel="ECE", ylim=(0, None))
+    groups = measured(metrics, kind)
+    columns = max(min(len(groups), 4), 2)
+    blocks = -(-len(groups) // columns)
+    figure = Figure(figsize=(2.8 * columns, 4.6 * blocks), layout="constrained")
+    parts = figure.subfigures(blocks, 1, squeeze=False)[:, 0]
+    highest = metrics.loc[metrics["group"].isin(groups) & (metrics["metric"] == "ece"), "ci_high"]
+    for block, part in enumerate(parts):
+        axes = part.subplots(2, columns, sharex=True, sharey="row")
+        axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
+        axes[1, 0].set(ylabel="ECE", ylim=(0, highest.max()))
+        inside = groups[block * columns : (block + 1) * columns]
+        for column, group in zip(axes.T, inside, strict=False):
+            _group_panel(column, metrics, group)
+        for axis in axes[:, len(inside) :].flat:
+            axis.set_visible(False)
     return figure
+
+
+def _group_panel(axes, metrics: pd.DataFrame, group: str) -> None:
+    (top, bottom), errors = axes, _pick(metrics, "ece", group)
+    _band(top, _pick(metrics, "accuracy", group), ACCURACY, "accuracy")
+    top.axhline(_pick(metrics, "chance", group)["value"].iloc[-1], color=GREY, lw=1)
+    _band(bottom, errors, ERROR, "ECE")
+    bottom.fill_between(errors["layer"], 0, errors["null_high"], color=GREY, alpha=0.35, lw=0)
+    top.set_title(f"{group.partition(':')[2]}, n = {errors['n'].iloc[0]}")
+    bottom.set_xlabel("layer")
 
 
 def dose_response(sweep: pd.DataFrame, mode: str) -> Figure:

@@ -29,12 +29,13 @@ from huggingface_hub.hf_api import RepoFile
 
 from layercal import InputError
 
+REGISTRY = {"model": "models.yaml", "dataset": "questions.yaml"}
 # its warnings hold the signed addresses of downloads, which are secrets while they last
 logging.getLogger("huggingface_hub.file_download").setLevel(logging.ERROR)
 
 
-def listing(repo: str, revision: str) -> dict[str, RepoFile]:
-    """Ask for the files of a model repo.
+def listing(repo: str, revision: str, kind: str = "model") -> dict[str, RepoFile]:
+    """Ask for the files of a repo.
 
     Parameters
     ----------
@@ -42,6 +43,7 @@ def listing(repo: str, revision: str) -> dict[str, RepoFile]:
         ``organisation/name``.
     revision : str
         A commit, 40 hex digits.
+    kind : {"model", "dataset"}
 
     Returns
     -------
@@ -56,10 +58,10 @@ def listing(repo: str, revision: str) -> dict[str, RepoFile]:
     if not re.fullmatch("[0-9a-f]{40}", revision):
         raise InputError(
             f"Hub repo {repo}: revision {revision!r} is not a commit and may move; pin the "
-            f"40 hex digits of one in config/models.yaml{_commit_of(repo, revision)}"
+            f"40 hex digits of one in config/{REGISTRY[kind]}{_commit_of(repo, revision, kind)}"
         )
-    with _explained(repo, revision):
-        found = HfApi().list_repo_tree(repo, recursive=True, revision=revision)
+    with explained(repo, revision, kind):
+        found = HfApi().list_repo_tree(repo, recursive=True, revision=revision, repo_type=kind)
         return {file.path: file for file in found if isinstance(file, RepoFile)}
 
 
@@ -82,7 +84,7 @@ def download(repo: str, revision: str, files: dict[str, RepoFile], folder: Path)
     for stale in folder.rglob("*.incomplete"):  # of a killed run; no other run takes them up
         stale.unlink()
     for _ in range(2):  # the second time for what an earlier run left damaged
-        with _explained(repo, revision):
+        with explained(repo, revision):
             snapshot_download(
                 repo,
                 revision=revision,
@@ -111,28 +113,30 @@ def _is_intact(path: Path, file: RepoFile) -> bool:
         return hashlib.file_digest(content, lambda: digest).hexdigest() == expected
 
 
-def _commit_of(repo: str, revision: str) -> str:
+def _commit_of(repo: str, revision: str, kind: str) -> str:
     try:
-        return f"; now it is {HfApi().model_info(repo, revision=revision).sha}"
+        found = HfApi().repo_info(repo, revision=revision, repo_type=kind)
+        return f"; now it is {found.sha}"
     except (HTTPError, OSError):  # the pin is refused all the same
         return ""
 
 
 @contextlib.contextmanager
-def _explained(repo: str, revision: str) -> Iterator[None]:
+def explained(repo: str, revision: str, kind: str = "model") -> Iterator[None]:
+    """Turn what the Hub or the way to it refuses into an :class:`InputError`."""
     try:
         yield
     except (HTTPError, OSError, XetDownloadError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise InputError(f"Hub repo {repo}: {_explain(error, repo, revision)}") from error
+        raise InputError(f"Hub repo {repo}: {_explain(error, repo, revision, kind)}") from error
 
 
-def _explain(error: Exception, repo: str, revision: str) -> str:
+def _explain(error: Exception, repo: str, revision: str, kind: str) -> str:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__
     if isinstance(error, GatedRepoError):
-        page = f"{constants.ENDPOINT}/{repo}"
+        page = f"{constants.ENDPOINT}/{'datasets/' * (kind == 'dataset')}{repo}"
         if error.response.status_code == 401:
             return f"it is gated: accept its licence at {page} and set HF_TOKEN to your token"
         return f"it is gated and your token has no access: accept its licence at {page}"

@@ -10,7 +10,11 @@ from layercal.model import LensModel
 
 @torch.inference_mode()
 def read(
-    model: LensModel, residuals: Tensor, option_ids: Tensor, chunk: int = 256
+    model: LensModel,
+    residuals: Tensor,
+    option_ids: Tensor,
+    n_options: Tensor | None = None,
+    chunk: int = 256,
 ) -> dict[str, Tensor]:
     """Read residuals through the model's own final norm and unembedding.
 
@@ -20,24 +24,29 @@ def read(
     residuals : Tensor, shape (..., d)
     option_ids : Tensor, shape (n_options,)
         Token ids of the option letters.
+    n_options : Tensor of int, broadcastable to (...), optional
+        Where questions differ in their number of options; all of them if left out.
     chunk : int
         Vectors projected onto the whole vocabulary at a time; bounds memory.
 
     Returns
     -------
     dict of Tensor
-        ``logits`` (..., n_options); ``option_mass`` (...), the probability of the option tokens
-        under the softmax over the vocabulary; ``entropy`` (...) of that softmax, in nats.
+        ``logits`` (..., n_options), -inf for options that a question has not; ``option_mass``
+        (...), the probability of the option tokens under the softmax over the vocabulary;
+        ``entropy`` (...) of that softmax, in nats.
     """
+    shape = residuals.shape[:-1]
+    counts = torch.tensor(len(option_ids)) if n_options is None else n_options
+    lacking = torch.arange(len(option_ids)) >= counts.expand(shape).reshape(-1, 1)
     flat = residuals.reshape(-1, residuals.shape[-1])
     logits, mass, entropy = [], [], []
-    for part in flat.split(chunk):
-        over_vocabulary = model.unembed(part)
+    for part, none in zip(flat.split(chunk), lacking.split(chunk), strict=True):
+        over_vocabulary, none = model.unembed(part), none.to(model.device)
         log_probability = over_vocabulary.log_softmax(-1)
-        logits.append(over_vocabulary[:, option_ids])
-        mass.append(log_probability[:, option_ids].exp().sum(-1))
+        logits.append(over_vocabulary[:, option_ids].masked_fill(none, -torch.inf))
+        mass.append(log_probability[:, option_ids].exp().masked_fill(none, 0).sum(-1))
         entropy.append(-(log_probability.exp() * log_probability).sum(-1))
-    shape = residuals.shape[:-1]
     return {
         "logits": torch.cat(logits).reshape(*shape, -1),
         "option_mass": torch.cat(mass).reshape(shape),

@@ -1,27 +1,26 @@
-"""The question table: read from a source, checked, written once as parquet.
+"""The question table: checked, written once as parquet, split by stable hashes.
 
-Columns: ``question_id`` (str), ``subject`` (str), ``category`` (str), ``question`` (str),
-``choices`` (list of 4 str), ``answer`` (int, index into choices), ``split`` (str).
+Columns: ``question_id`` (str), ``cluster`` (str, the same for a question's translations and
+copies), ``language`` (str), ``subject`` (str), ``category`` (str), ``question`` (str), ``choices``
+(list of 2 to 10 str), ``answer`` (int, index into choices), ``split`` (str; rows of ``dev`` are
+shots, if there are others).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import pandas as pd
-import yaml
 
 from layercal import InputError
-from layercal.sources import wheel_members
 
-LETTERS = "ABCD"
+LETTERS = "ABCDEFGHIJ"
 FEATURES = datasets.Features(
     question_id=datasets.Value("string"),
+    cluster=datasets.Value("string"),
+    language=datasets.Value("string"),
     subject=datasets.Value("string"),
     category=datasets.Value("string"),
     question=datasets.Value("string"),
@@ -29,150 +28,40 @@ FEATURES = datasets.Features(
     answer=datasets.Value("int64"),
     split=datasets.Value("string"),
 )
-FORMATS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def read_flan_cot(wheel: Path, members: str, categories: dict) -> tuple[list[dict], list[dict]]:
-    """Read the MMLU dev split out of lm-eval's chain-of-thought task files.
-
-    Each sample holds the options inline, ``(A) .. (B) .. (C) .. (D) ..``, and a worked answer
-    that ends in ``The answer is (X).``. A sample of any other form is rejected, never guessed.
+def row_problems(row: dict) -> list[str]:
+    """Say why a row is not a question with 2 to 10 options and an answer among them.
 
     Parameters
     ----------
-    wheel : path
-    members : str
-        Shell pattern of the task files in the wheel.
-    categories : dict
-        Category -> list of subjects.
-
-    Returns
-    -------
-    rows, rejected : list of dict
-        ``rejected`` has ``where``, ``reason`` and ``question``.
+    row : dict
+        With ``question``, ``choices`` and ``answer``, an index; anything else is reported as is.
     """
-    rows, rejected = [], []
-    category_of = {subject: name for name, subjects in categories.items() for subject in subjects}
-    for member in wheel_members(wheel, members):
-        with zipfile.ZipFile(wheel) as archive:
-            task = yaml.load(archive.read(member), _DataLoader)
-        subject = task["dataset_name"]
-        if subject not in category_of:
-            raise InputError(f"{member}: subject {subject!r} has no category in the config")
-        for index, sample in enumerate(task["fewshot_config"]["samples"]):
-            fields = _parse_flan_cot(sample["question"], sample["target"])
-            if isinstance(fields, str):
-                where = f"{Path(member).name}, sample {index}"
-                rejected.append(
-                    {"where": where, "reason": fields, "question": sample["question"].strip()}
-                )
-                continue
-            identity = {"question_id": f"{subject}/{index}", "subject": subject}
-            rows.append({**identity, "category": category_of[subject], **fields, "split": "dev"})
-    return rows, rejected
-
-
-class _DataLoader(yaml.SafeLoader):
-    """Safe YAML in which tags such as ``!function`` stand for nothing."""
-
-
-_DataLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
-
-
-def _parse_flan_cot(question: str, target: str) -> dict | str:
-    """Return the fields of a sample, or the reason why it is not a four-option question."""
-    parts = re.split(r"\(([A-E])\)", question)
-    markers = "".join(parts[1::2])
-    if markers != LETTERS:
-        return f"options are marked {markers!r}, not 'ABCD'"
-    answer = re.search(r"The answer is \(([A-D])\)\.\s*$", target)
-    if answer is None:
-        return "the worked answer does not end in 'The answer is (X).'"
-    stem, *choices = [re.sub(r"\s+", " ", part).strip() for part in parts[::2]]
-    return {"question": stem, "choices": choices, "answer": LETTERS.index(answer[1])}
-
-
-def read_file(path: Path) -> list[dict]:
-    """Read a user's own table of questions.
-
-    Parameters
-    ----------
-    path : path
-        CSV, JSON lines or parquet with the columns ``question``, ``A``, ``B``, ``C``, ``D``,
-        ``answer`` (a letter A-D), and optionally ``subject``, ``category``, ``question_id``.
-
-    Returns
-    -------
-    list of dict
-        Rows of the question table.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, a column is missing, or any row is not a question with four
-        options and an answer among them; every bad row is named with its reason.
-    """
-    if path.suffix not in FORMATS:
-        raise InputError(f"{path}: expected one of {', '.join(FORMATS)}, found {path.suffix!r}")
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        table = datasets.Dataset.from_pandas(_read_pandas(path), preserve_index=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable {path.suffix} table: {error}") from error
-    missing = [name for name in ("question", *LETTERS, "answer") if name not in table.column_names]
-    if missing:
-        raise InputError(
-            f"{path}: column {', '.join(missing)} is missing (found: "
-            f"{', '.join(table.column_names)}); each question needs question, A, B, C, D, answer"
-        )
-    problems = [
-        f"row {number}: {problem}"
-        for number, row in enumerate(table, 1)
-        for problem in _row_problems(row)
+    letters = LETTERS[: len(row["choices"])]
+    problems = [] if row["question"] else ["the question is empty"]
+    if not 2 <= len(row["choices"]) <= len(LETTERS):
+        problems.append(f"{len(row['choices'])} options; 2 to {len(LETTERS)} can be read")
+    problems += [
+        f"option {letter} is empty"
+        for letter, choice in zip(letters, row["choices"], strict=False)
+        if not choice
     ]
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        raise InputError(f"{path}: {len(problems)} problem(s); nothing was written\n  {shown}")
-    return [_own_row(row, number, path.stem) for number, row in enumerate(table, 1)]
-
-
-def _read_pandas(path: Path) -> pd.DataFrame:
-    if path.suffix == ".csv":
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True, dtype=False)
-    return pd.read_parquet(path)
-
-
-def _row_problems(row: dict) -> list[str]:
-    empty = [name for name in ("question", *LETTERS) if not str(row[name] or "").strip()]
-    problems = [f"{name} is empty; four options are needed" for name in empty]
-    if row["answer"] not in list(LETTERS):
-        problems.append(f"answer is {row['answer']!r}, expected one of A, B, C, D")
+    if row["answer"] not in range(len(letters)):
+        problems.append(f"answer is {row['answer']!r}, expected one of {', '.join(letters)}")
     return problems
-
-
-def _own_row(row: dict, number: int, name: str) -> dict:
-    return {
-        "question_id": str(row.get("question_id") or f"{name}/{number}"),
-        "subject": str(row.get("subject") or name),
-        "category": str(row.get("category") or "none"),
-        "question": str(row["question"]),
-        "choices": [str(row[letter]) for letter in LETTERS],
-        "answer": LETTERS.index(row["answer"]),
-        "split": "test",
-    }
 
 
 def to_table(rows: Sequence[dict]) -> datasets.Dataset:
     """Check rows against the schema and return them as one table.
 
+    Copies of a question, those of a translation too, get one cluster: none of them is then scored
+    by what was fitted on another.
+
     Raises
     ------
     InputError
-        If there are no rows, a question_id occurs twice, a row has not four non-empty options,
-        or an answer is not among them.
+        If there are no rows, a question_id occurs twice, or a row has :func:`row_problems`.
     """
     if not rows:
         raise InputError("the source holds no question that can be used")
@@ -183,13 +72,35 @@ def to_table(rows: Sequence[dict]) -> datasets.Dataset:
         if name in seen:
             problems.append(f"{name}: this question_id occurs twice")
         seen.add(name)
-        if len(row["choices"]) != len(LETTERS) or not all(row["choices"]):
-            problems.append(f"{name}: expected 4 non-empty options, found {row['choices']}")
-        if row["answer"] not in range(len(LETTERS)):
-            problems.append(f"{name}: answer {row['answer']} is none of 0, 1, 2, 3")
+        problems += [f"{name}: {problem}" for problem in row_problems(row)]
     if problems:
         raise InputError("the question table is not valid\n  " + "\n  ".join(problems[:20]))
-    return datasets.Dataset.from_list(list(rows), features=FEATURES)
+    return datasets.Dataset.from_list(_join_copies(rows), features=FEATURES)
+
+
+def _join_copies(rows: Sequence[dict]) -> list[dict]:
+    same: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+
+    def top(cluster: str) -> str:
+        while cluster in same:
+            cluster = same[cluster]
+        return cluster
+
+    for row in rows:
+        old, new = top(first.setdefault(_asked(row), row["cluster"])), top(row["cluster"])
+        if old != new:
+            same[new] = old
+    return [{**row, "cluster": top(row["cluster"])} for row in rows]
+
+
+def copies(rows: Sequence[dict]) -> int:
+    """Count the rows that ask what an earlier one asks: the same text and options."""
+    return len(rows) - len({_asked(row) for row in rows})
+
+
+def _asked(row: dict) -> tuple:
+    return row["question"], *sorted(row["choices"])
 
 
 def load(path: str | Path) -> datasets.Dataset:
@@ -197,30 +108,30 @@ def load(path: str | Path) -> datasets.Dataset:
     return datasets.Dataset.from_parquet(str(path), features=FEATURES)
 
 
-def hash_order(question_ids: Sequence[str], seed: int) -> list[int]:
-    """Rank questions by a stable hash of their ids: a random order that never changes.
+def hash_order(names: Sequence[str], seed: int) -> list[int]:
+    """Rank questions by a stable hash of their names: a random order that never changes.
 
     Parameters
     ----------
-    question_ids : sequence of str
+    names : sequence of str
     seed : int
 
     Returns
     -------
     list of int
-        Row indices, lowest hash first.
+        Indices, lowest hash first.
     """
-    digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in question_ids]
+    digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names]
     return sorted(range(len(digests)), key=digests.__getitem__)
 
 
-def folds(question_ids: Sequence[str], n_folds: int, seed: int) -> list[int]:
-    """Assign each question to one of K folds of equal size, by a stable hash of its id.
+def folds(clusters: Sequence[str], n_folds: int, seed: int) -> list[int]:
+    """Assign each question to one of K folds of equal size, by a stable hash of its cluster.
 
     Parameters
     ----------
-    question_ids : sequence of str
-        An id that occurs several times (permutations of a question) stays in one fold.
+    clusters : sequence of str
+        Rows of one cluster (translations, copies and permutations of a question) stay in one fold.
     n_folds : int
         K, at least 3 (fit, select and score are kept apart).
     seed : int
@@ -235,9 +146,9 @@ def folds(question_ids: Sequence[str], n_folds: int, seed: int) -> list[int]:
     InputError
         If there are fewer questions than folds.
     """
-    distinct = list(dict.fromkeys(question_ids))
+    distinct = list(dict.fromkeys(clusters))
     if len(distinct) < n_folds:
         raise InputError(f"{len(distinct)} questions cannot be split into {n_folds} folds")
     order = hash_order(distinct, seed)
     assigned = {distinct[row]: rank % n_folds for rank, row in enumerate(order)}
-    return [assigned[name] for name in question_ids]
+    return [assigned[name] for name in clusters]

@@ -25,29 +25,41 @@ class Readings:
     Attributes
     ----------
     logits : array, shape (..., n, n_options)
+        -inf where a question has no such option.
     answer : array of int, shape (n,)
     extra : dict of array, shape (..., n)
         Quantities to average as they are, such as option mass and entropy.
+    cluster : array of int, shape (n,), optional
+        Questions of one cluster are resampled together; each on its own if left out.
     """
 
     logits: np.ndarray
     answer: np.ndarray
     extra: dict[str, np.ndarray]
+    cluster: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.cluster is None:
+            self.cluster = np.arange(len(self.answer))
         self.log_probability = log_softmax(self.logits.astype(float), -1)
         self.confidence = np.exp(self.log_probability.max(-1))
         self.correct = self.logits.argmax(-1) == self.answer
+        self.n_options = (self.logits > -np.inf).sum(-1)
+
+    @property
+    def chance(self) -> np.ndarray:
+        """Accuracy of guessing, for each question; (..., n)."""
+        return 1 / self.n_options
 
     def take(self, rows) -> Readings:
         """Keep only some of the questions."""
         extra = {name: value[..., rows] for name, value in self.extra.items()}
-        return Readings(self.logits[..., rows, :], self.answer[rows], extra)
+        return Readings(self.logits[..., rows, :], self.answer[rows], extra, self.cluster[rows])
 
     def layer(self, index: int) -> Readings:
         """Reading of one layer."""
         extra = {name: value[index] for name, value in self.extra.items()}
-        return Readings(self.logits[index], self.answer, extra)
+        return Readings(self.logits[index], self.answer, extra, self.cluster)
 
     def errors(self, weights: np.ndarray, n_bins: Sequence[int], min_count: Sequence[int]):
         """Yield each binned error of one layer as (metric, n_bins, GapSample or why not)."""
@@ -67,7 +79,8 @@ class Readings:
             yield "debiased_ece", primary, resampling.debiased_sample(*pair, primary)
         yield "smooth_ece", 0, resampling.smooth_sample(*pair)
         probability = np.exp(self.log_probability)
-        found = resampling.classwise_sample(probability, self.answer, weights, primary)
+        options = self.answer, weights, primary, self.n_options
+        found = resampling.classwise_sample(probability, *options)
         yield "classwise_ece", primary, found
 
     def per_question(self) -> dict[str, np.ndarray]:
@@ -75,36 +88,41 @@ class Readings:
 
         ``nll`` in nats; ``brier`` sums over options (Brier 1950), within [0, 2];
         ``signed_gap`` is confidence minus correctness, positive when overconfident;
-        ``predicted_<letter>`` is the share of predictions that name the letter.
+        ``predicted_<letter>`` is the share of predictions that name the letter; ``chance`` is the
+        accuracy of guessing.
         """
-        predicted = self.logits.argmax(-1)
-        right = np.eye(self.logits.shape[-1])[self.answer]
+        predicted, letters = self.logits.argmax(-1), LETTERS[: self.logits.shape[-1]]
+        right = np.eye(len(letters))[self.answer]
+        answers = np.broadcast_to(self.answer[..., None], (*predicted.shape, 1))
         return {
             "accuracy": self.correct.astype(float),
+            "chance": self.chance,
             "confidence": self.confidence,
             "signed_gap": self.confidence - self.correct,
-            "nll": -(self.log_probability * right).sum(-1),
+            "nll": -np.take_along_axis(self.log_probability, answers, -1)[..., 0],
             "brier": ((np.exp(self.log_probability) - right) ** 2).sum(-1),
             **self.extra,
-            **{f"predicted_{letter}": (predicted == i) * 1.0 for i, letter in enumerate(LETTERS)},
+            **{f"predicted_{letter}": (predicted == i) * 1.0 for i, letter in enumerate(letters)},
         }
 
 
-def from_options(options: pd.DataFrame) -> dict[str, Readings]:
+def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> dict[str, Readings]:
     """Arrays (L + 1, n) from a lens table, questions in the table's order, by option order.
 
     Parameters
     ----------
     options : DataFrame
         ``options.parquet``: one row a question, rotation of its options, and layer.
+    cluster : array of int, shape (n,), optional
+        Of each question.
 
     Returns
     -------
     dict of Readings
-        ``as-is`` if there is one order only. Of four rotations: ``averaged``, the mean over
-        rotations of the probabilities of each option (its letter bias averages out), with the
-        share of questions on which all rotations ``agree``; then ``rotation-0`` .. ``rotation-3``,
-        each as read, by letter.
+        ``as-is`` if there is one order only. Of k rotations of k options: ``averaged``, the mean
+        over rotations of the probabilities of each option (its letter bias averages out), with the
+        share of questions on which all rotations ``agree``; then ``rotation-0`` and so on, each as
+        read, by letter.
     """
     layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
 
@@ -113,10 +131,15 @@ def from_options(options: pd.DataFrame) -> dict[str, Readings]:
         values = values.reshape(-1, rotations, layers, *values.shape[1:])
         return np.moveaxis(values, 2, 0)  # layers, questions, rotations, ...
 
-    logits = by_layer([f"logit_{letter}" for letter in LETTERS])
+    logits = by_layer([name for name in options.columns if name.startswith("logit_")])
     answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
     one_by_one = [
-        Readings(logits[:, :, r], answer[:, r], {name: e[:, :, r] for name, e in extra.items()})
+        Readings(
+            logits[:, :, r],
+            answer[:, r],
+            {name: value[:, :, r] for name, value in extra.items()},
+            cluster,
+        )
         for r in range(rotations)
     ]
     if rotations == 1:
@@ -131,6 +154,7 @@ def from_options(options: pd.DataFrame) -> dict[str, Readings]:
         answer=answer[:, 0],
         extra={name: value.mean(-1) for name, value in extra.items()}
         | {"agree": (predicted == predicted[..., :1]).all(-1).astype(float)},
+        cluster=cluster,
     )
     return {"averaged": averaged, **{f"rotation-{r}": one for r, one in enumerate(one_by_one)}}
 
@@ -156,7 +180,7 @@ def metric_table(
         ``reason`` (why a value is NaN, else empty). MCE over bins of at least c samples is named
         ``mce`` for c = 1, else ``mce_min<c>``.
     """
-    weights = resampling.resample_weights(len(read.answer), draws, seed)
+    weights = resampling.cluster_weights(read.cluster, draws, seed)
     uniform = np.random.default_rng(seed).random(weights.shape, np.float32)
     rows = []
     for layer in range(len(read.logits)):
@@ -170,20 +194,24 @@ def metric_table(
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
 
 
-def groups(subject: pd.Series, category: pd.Series) -> dict[str, np.ndarray]:
+def groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Groups of questions: ``all``, each ``category:<name>`` and each ``subject:<name>``.
 
     Parameters
     ----------
-    subject, category : Series, length n
+    prompts : DataFrame, n rows
+        With ``category``, ``subject`` and ``language``; of several languages, each is a group
+        ``language:<code>`` too.
 
     Returns
     -------
     dict of array of bool, shape (n,)
     """
-    found = {"all": np.ones(len(subject), bool)}
-    for kind, names in (("category", category), ("subject", subject)):
-        found |= {f"{kind}:{name}": (names == name).to_numpy() for name in sorted(set(names))}
+    found = {"all": np.ones(len(prompts), bool)}
+    kinds = ["category", "subject"] + ["language"] * (len(set(prompts["language"])) > 1)
+    for kind in kinds:
+        for name in sorted(set(prompts[kind])):
+            found[f"{kind}:{name}"] = (prompts[kind] == name).to_numpy()
     return found
 
 

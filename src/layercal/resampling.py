@@ -50,6 +50,26 @@ def resample_weights(n: int, draws: int, seed: int) -> np.ndarray:
     return counts
 
 
+def cluster_weights(cluster: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap over clusters: rows that belong together are drawn together.
+
+    Parameters
+    ----------
+    cluster : array, shape (n,)
+        Equal where rows belong together, as the translations of a question do.
+    draws, seed : int
+
+    Returns
+    -------
+    array of float32, shape (draws, n)
+        As :func:`resample_weights`, which this is if no two rows share a cluster.
+    """
+    names, place = np.unique(cluster, return_inverse=True)
+    weights = resample_weights(len(names), draws, seed)[:, place]
+    # resamples of clusters of different sizes differ in their number of rows
+    return weights * (len(cluster) / weights.sum(-1, keepdims=True))
+
+
 class GapSample:
     """The bin gaps of one reading: observed, resampled, and those of a calibrated model.
 
@@ -184,7 +204,7 @@ def smooth_sample(confidence, correct, weights, points: int = 65) -> GapSample:
     return GapSample([(columns, confidence, correct)], weights, sum_of_gaps)
 
 
-def classwise_sample(probability, answer, weights, n_bins: int = 10) -> GapSample:
+def classwise_sample(probability, answer, weights, n_bins: int = 10, n_options=None) -> GapSample:
     """Class-wise ECE of one reading; see ``calibration.classwise_ece``.
 
     Parameters
@@ -193,8 +213,9 @@ def classwise_sample(probability, answer, weights, n_bins: int = 10) -> GapSampl
     answer : array of int, shape (n,)
     weights : array, shape (draws, n)
     n_bins : int
+    n_options : array of int, shape (n,), optional
     """
-    options = probability.shape[-1]
+    options = probability.shape[-1] if n_options is None else np.mean(n_options)
     share = np.float32(options * len(answer))
     blocks = [
         (_member(np.minimum(one, 1), n_bins) / share, one, (answer == option).astype(float))
@@ -216,6 +237,7 @@ def draw_outcomes(probability, uniform: np.ndarray) -> tuple[np.ndarray, list[np
     Parameters
     ----------
     probability : array, shape (n, k)
+        0 where a question has no such option.
     uniform : array, shape (draws, n)
         Within [0, 1); sharing it pairs readings.
 
@@ -233,8 +255,8 @@ def draw_outcomes(probability, uniform: np.ndarray) -> tuple[np.ndarray, list[np
     upper = (confidence[:, None] + rest.cumsum(-1)).astype(np.float32)
     lower = np.concatenate([confidence[:, None], upper[:, :-1]], -1)
     rows, options = np.arange(len(rest)), probability.shape[-1]
-    # what rounding leaves at the top belongs to the last of the others
-    upper[rows, np.where(predicted == options - 1, options - 2, options - 1)] = np.inf
+    # what rounding leaves at the top belongs to the last of the others that can be the answer
+    upper[rows, options - 1 - (rest[:, ::-1] > 0).argmax(-1)] = np.inf
     lower[rows, predicted], upper[rows, predicted] = 0, confidence
     by_option = [
         ((uniform >= lower[:, option]) & (uniform < upper[:, option])).astype(np.float32)

@@ -48,7 +48,7 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
     ("path", "value", "message"),
     [
         ("models", ["smollm-135m"], "unknown model 'smollm-135m' (did you mean 'smollm2-135m'?)"),
-        ("questions", ["zzz"], "unknown question set 'zzz' (known: mmlu-dev); add it to config/"),
+        ("questions", ["zzz"], "unknown question set 'zzz' (known: arc-challenge, arc-easy, "),
         ("models", [], "models: "),
         ("sed", 1, "unknown key 'sed' (did you mean 'seed'?)"),
         ("steering.alpha", [1], "unknown key 'steering.alpha' (did you mean 'alphas'?)"),

@@ -28,7 +28,7 @@ def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None):
         logits={"through-network": scaled},
         answer=answer,
         fold=np.arange(n) % folds,
-        question=np.arange(n),
+        cluster=np.arange(n),
         norms=np.array([1.0, 2.0, 3.0]),
         estimators=["update-mean"],
         layers=[2],

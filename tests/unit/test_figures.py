@@ -17,10 +17,10 @@ def tables(rng):
         answer=rng.integers(0, 4, 60),
         extra={"option_mass": rng.random((6, 60)), "entropy": rng.random((6, 60))},
     )
-    subject = pd.Series(["anatomy"] * 30 + ["virology"] * 25 + ["physics"] * 5)
-    groups = readings.groups(
-        subject, subject.map(lambda name: "STEM" if name == "physics" else "Other")
-    )
+    subjects = ["anatomy"] * 30 + ["virology"] * 25 + ["physics"] * 5
+    prompts = pd.DataFrame({"subject": subjects, "category": "Other", "language": "en"})
+    prompts.loc[prompts["subject"] == "physics", "category"] = "STEM"
+    groups = readings.groups(prompts)
     metrics = readings.group_table(read, groups, 20, ([10, 15], [1, 30], 100, 0))
     metrics = metrics.assign(lens="logit", order="as-is")
     weights = resampling.resample_weights(60, 100, 0)
@@ -29,7 +29,7 @@ def tables(rng):
         logits={"lens": rng.normal(size=(60, 5, 2, 3, 4))},
         answer=read.answer,
         fold=np.arange(60) % 3,
-        question=np.arange(60),
+        cluster=np.arange(60),
         norms=np.ones(6),
         estimators=["update-mean"],
         layers=[4, 5],
@@ -49,10 +49,17 @@ def draw(tables):
     metrics, found, sweep, directions = tables
     return {
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
-        "category_curves": figures.category_curves(metrics, found),
+        "group_curves": figures.group_curves(metrics, "category"),
+        "many_groups": figures.group_curves(many_groups(metrics), "language"),
         "dose_response": figures.dose_response(sweep, "lens"),
         "direction_cosines": figures.direction_cosines(directions),
     }
+
+
+def many_groups(metrics):
+    """As many groups as a set of seven languages has."""
+    one = metrics[metrics["group"] == "all"]
+    return pd.concat([one.assign(group=f"language:{code}") for code in "abcdefg"])
 
 
 def png(figure):
@@ -104,6 +111,14 @@ def test_metric_table_against_loops(tables, rng):
             assert table.loc[(layer, metric), "value"] == pytest.approx(np.mean(values))
     assert (table["n"] == 30).all()
     assert table.loc[(0, "ece"), "null_mean"] > 0
+
+
+def test_languages_are_groups_of_their_own():
+    prompts = pd.DataFrame({"subject": "s", "category": "c", "language": ["de", "th", "de"]})
+    found = readings.groups(prompts)
+    assert list(found) == ["all", "category:c", "subject:s", "language:de", "language:th"]
+    assert found["language:de"].tolist() == [True, False, True]
+    assert "language:de" not in readings.groups(prompts[prompts["language"] == "de"])
 
 
 def test_groups_too_small_to_measure_are_not_drawn(tables):

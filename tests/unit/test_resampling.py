@@ -22,6 +22,45 @@ def test_resample_weights():
     assert not np.array_equal(weights, resampling.resample_weights(80, 5, seed=4))
 
 
+def test_clusters_are_drawn_whole(rng):
+    """Against a loop that draws clusters by name and gathers their rows."""
+    cluster = np.array([0, 1, 1, 2, 5, 5, 5, 3, 4, 1])
+    weights = resampling.cluster_weights(cluster, 200, seed=3)
+    drawn = resampling.resample_weights(6, 200, seed=3)
+    values = rng.random(10)
+    for draw in range(200):
+        rows = [
+            r
+            for c in range(6)
+            for _ in range(int(drawn[draw, c]))
+            for r in range(10)
+            if cluster[r] == c
+        ]
+        assert weights[draw] @ values / 10 == pytest.approx(values[rows].mean())
+    np.testing.assert_allclose(weights.sum(1), 10, rtol=1e-6)
+    alone = resampling.cluster_weights(np.arange(3, 83), 5, seed=3)
+    np.testing.assert_array_equal(alone, resampling.resample_weights(80, 5, seed=3))
+
+
+def test_translations_of_one_question_count_once(rng):
+    """Seven copies of every answer say no more than one: the interval must not shrink."""
+    logits, answer = rng.normal(size=(1, 60, 4)), rng.integers(0, 4, 60)
+    once = readings.Readings(logits, answer, {})
+    copied = readings.Readings(
+        np.repeat(logits, 7, 1), np.repeat(answer, 7), {}, np.repeat(np.arange(60), 7)
+    )
+    for one, other in zip(
+        *(
+            readings.metric_table(read, [10], [1], 300, 0).to_dict("records")
+            for read in (once, copied)
+        ),
+        strict=True,
+    ):
+        if one["metric"] in ("accuracy", "ece", "classwise_ece", "brier"):
+            for bound in ("value", "ci_low", "ci_high"):
+                assert other[bound] == pytest.approx(one[bound], abs=1e-6), one["metric"]
+
+
 def test_resampled_gaps_are_those_of_the_resampled_questions(rng):
     """At scale 1 the family of errors is the plain bootstrap: the metric of repeated rows."""
     confidence, correct = sample(rng, 80)

@@ -208,8 +208,7 @@ def test_bad_questions_end_before_the_model_is_touched(study):
     with changed(study, "config/questions.yaml", "mmlu-dev:", "own: {file: own.csv}\nmmlu-dev:"):
         done = snakemake(study, "--config", "questions=[own]")
     assert done.returncode == 1
-    assert "row 1: D is empty; four options are needed" in done.said
-    assert "row 1: answer is 'E'" in done.said
+    assert "row 1: option D is empty; answer is 'E'" in done.said
     assert not (study / f"results/extract/{MODEL}/own").exists()
 
 

@@ -13,7 +13,7 @@ rule fetch_questions:
     input:
         code=expand(
             "src/layercal/{module}.py",
-            module=["questions", "sources", "stages/fetch_questions"],
+            module=["hub", "question_sources", "questions", "sources", "stages/fetch_questions"],
         ),
     output:
         table="resources/questions/{questions}.parquet",

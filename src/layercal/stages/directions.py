@@ -28,9 +28,9 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the vectors, the mean residual norms each fit saw, and a table of the fits."""
-    names = pd.read_parquet(args.prompts)["question_id"].tolist()
+    clusters = pd.read_parquet(args.prompts)["cluster"].tolist()
     residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
-    fold = torch.tensor(questions.folds(names, args.folds, args.seed))
+    fold = torch.tensor(questions.folds(clusters, args.folds, args.seed))
     written = {
         "fold": fold,
         "random": directions.random_directions(args.random, residuals.shape[-1], args.seed),

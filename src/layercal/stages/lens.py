@@ -28,11 +28,12 @@ def stage(args) -> None:
     """Write one row a prompt and layer, of both lenses."""
     prompts = pd.read_parquet(args.prompts)
     residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
-    option_ids = torch.tensor(prompts["option_ids"].iloc[0])
+    n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
+    option_ids = torch.tensor(max(prompts["option_ids"], key=len))
     model = stages.load_model(args)
-    fold = torch.tensor(questions.folds(prompts["question_id"].tolist(), args.folds, args.seed))
+    fold = torch.tensor(questions.folds(prompts["cluster"].tolist(), args.folds, args.seed))
     for path, read in ((args.out, residuals), (args.tuned, lens.translate(residuals, fold))):
-        table = _table(prompts, lens.read(model, read, option_ids))
+        table = _table(prompts, lens.read(model, read, option_ids, n_options[:, None]))
         sources.write_atomically(path, table.to_parquet(index=False))
 
 
@@ -43,8 +44,8 @@ def _table(prompts: pd.DataFrame, found: dict[str, torch.Tensor]) -> pd.DataFram
         for name in ("question_id", "permutation", "answer")
     }
     columns["layer"] = np.tile(np.arange(layers), n)
-    for index, letter in enumerate(LETTERS):
-        columns[f"logit_{letter}"] = found["logits"][..., index].flatten().cpu().numpy()
+    for letter, logits in zip(LETTERS, found["logits"].unbind(-1), strict=False):
+        columns[f"logit_{letter}"] = logits.flatten().cpu().numpy()
     for name in ("option_mass", "entropy"):
         columns[name] = found[name].flatten().cpu().numpy()
     return pd.DataFrame(columns)

@@ -29,12 +29,12 @@ def main() -> None:
 def stage(args) -> None:
     """Write the tidy metric table and the phase."""
     prompts = pd.read_parquet(args.prompts).drop_duplicates("question_id")
-    groups = readings.groups(prompts["subject"], prompts["category"])
+    groups, cluster = readings.groups(prompts), pd.factorize(prompts["cluster"])[0]
     settings = (args.n_bins, args.min_count, args.draws, args.seed)
-    weights = resampling.resample_weights(len(prompts), args.draws, args.seed)
+    weights = resampling.cluster_weights(cluster, args.draws, args.seed)
     tables, phases = [], {}
     for lens, path in (("logit", args.options), ("tuned", args.tuned)):
-        orders = readings.from_options(pd.read_parquet(path))
+        orders = readings.from_options(pd.read_parquet(path), cluster)
         for order, read in orders.items():
             table = readings.group_table(read, groups, args.min_group, settings, args.threads)
             tables.append(table.assign(lens=lens, order=order))
@@ -43,7 +43,7 @@ def stage(args) -> None:
             read.confidence,
             read.correct,
             weights,
-            chance=1 / read.logits.shape[-1],
+            chance=float(read.chance[-1].mean()),
             tolerance=args.tolerance,
             n_bins=args.n_bins[0],
         )

@@ -9,7 +9,6 @@ import pandas as pd
 from transformers import AutoTokenizer
 
 from layercal import InputError, prompts, questions, sources, stages
-from layercal.questions import LETTERS
 
 
 def main() -> None:
@@ -37,11 +36,14 @@ def stage(args) -> None:
             "lower extract: shards in the config"
         )
     tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
-    rotations = len(LETTERS) if args.option_order == "cyclic" else 1
+    rotations = prompts.rotations(rows) if args.option_order == "cyclic" else 1
     shown = [prompts.rotate(row, by) for row in rows for by in range(rotations)]
     texts = [prompts.TEMPLATES[args.prompt](row) for row in shown]
-    input_ids, option_ids = prompts.tokenize(tokenizer, texts)
-    written = pd.DataFrame(shown)[["question_id", "subject", "category", "answer"]].assign(
+    input_ids, option_ids = prompts.tokenize(
+        tokenizer, texts, [len(row["choices"]) for row in shown]
+    )
+    identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
+    written = pd.DataFrame(shown)[identity].assign(
         permutation=list(range(rotations)) * len(rows),
         shard=[
             index * args.shards // len(rows) for index in range(len(rows)) for _ in range(rotations)
@@ -49,11 +51,14 @@ def stage(args) -> None:
         n_tokens=[len(ids) for ids in input_ids],
         prompt=texts,
         input_ids=input_ids,
-        option_ids=[option_ids] * len(shown),
+        option_ids=option_ids,
     )
     sources.write_atomically(args.out, written.to_parquet(index=False))
     stages.log.info(
-        "%d prompts, %d tokens, options %s", len(shown), written["n_tokens"].sum(), option_ids
+        "%d prompts, %d tokens, options %s",
+        len(shown),
+        written["n_tokens"].sum(),
+        max(option_ids, key=len),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from layercal import sources, stages, steering
@@ -30,31 +31,33 @@ def main() -> None:
 def stage(args) -> None:
     """Write, per mode, logits of shape (n, directions, layers, alphas, options).
 
+    They are -inf for options that a question has not.
     The directions of a question are, for each estimator, its K fits (one an outer fold), then the
     random ones.
     """
     prompts = pd.read_parquet(args.prompts)
     inside = (prompts["shard"] == args.shard).to_numpy()
-    fitted, found = load_file(args.directions), json.loads(args.phase.read_text())
-    layers = steering.sweep_layers(found["peak_layer"], found["final_layer"], args.max_layers)
+    fitted, phase = load_file(args.directions), json.loads(args.phase.read_text())
+    layers = steering.sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
     model = stages.load_model(args)
-    option_ids = torch.tensor(prompts["option_ids"].iloc[0])
+    n_options = prompts["option_ids"].map(len).max()
     logits = []
     label = f"{args.manifest.parent.name}: steering, shard {args.shard}"
     for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
         directions, norms = steering.directions_of(fitted, args.estimators, int(row))
-        logits.append(
-            steering.sweep_prompt(
-                model,
-                prompts["input_ids"].iloc[row],
-                option_ids,
-                directions,
-                norms,
-                layers,
-                args.alphas,
-                args.modes,
-            )
+        option_ids = torch.tensor(prompts["option_ids"].iloc[row])
+        found = steering.sweep_prompt(
+            model,
+            prompts["input_ids"].iloc[row],
+            option_ids,
+            directions,
+            norms,
+            layers,
+            args.alphas,
+            args.modes,
         )
+        lacking = (0, n_options - len(option_ids))
+        logits.append({mode: pad(one, lacking, value=-torch.inf) for mode, one in found.items()})
     written = {mode: torch.stack([one[mode] for one in logits]) for mode in args.modes}
     sources.write_atomically(args.out, save({**written, "layers": torch.tensor(layers)}))
 

@@ -40,7 +40,7 @@ def stage(args) -> None:
         },
         answer=prompts["answer"].to_numpy(),
         fold=fitted["fold"].numpy(),
-        question=pd.factorize(prompts["question_id"])[0],
+        cluster=pd.factorize(prompts["cluster"])[0],
         norms=fitted["norms"].diagonal().mean(-1).numpy(),
         estimators=args.estimators,
         layers=layers,
