@@ -50,6 +50,7 @@ def test_embedded_config_is_valid():
         ("limit", "all", "limit: found 'all'; expected integer or null"),
         ("extract", None, "extract: found None; expected object"),
         ("folds", 2, "folds: 2 is less than the minimum of 3"),
+        ("prompt", "mine.txt", "prompt: 'mine.txt' does not match"),
     ],
 )
 def test_bad_config_is_named(path, value, message):
