@@ -34,6 +34,16 @@ def test_embedded_config_is_valid():
     check(CONFIG, *FIXED)
 
 
+def test_paper_config_is_the_embedded_one_on_the_papers_models():
+    schema, models, questions = FIXED
+    paper = read("config/paper.yaml")
+    check(paper, schema, models, questions)
+    assert len(paper["models"]) == 4
+    own = {"models", "questions", "extract"}
+    assert {key for key in CONFIG if paper[key] != CONFIG[key]} == own
+    assert {**paper["extract"], "shards": 4} == CONFIG["extract"]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
