@@ -2,27 +2,219 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
 from layercal import InputError
 from layercal.questions import LETTERS
 
+Render = Callable[[dict, Sequence[dict]], str]
 
-def hendrycks(question: dict) -> str:
-    """Zero-shot prompt of Hendrycks et al. 2021 (MMLU).
+
+def hendrycks(question: dict, shots: Sequence[dict] = ()) -> str:
+    """Prompt of Hendrycks et al. 2021 (MMLU), zero- or k-shot.
 
     Parameters
     ----------
     question : dict
         A row of the question table.
+    shots : sequence of dict
+        Rows that are shown before it with their answers.
     """
-    subject = question["subject"].replace("_", " ")
-    options = "".join(
-        f"{letter}. {choice}\n"
-        for letter, choice in zip(LETTERS, question["choices"], strict=False)
+    header = "The following are multiple choice questions (with answers) about"
+
+    def block(row: dict) -> str:
+        return f"{row['question']}\n{_options(row, '. ')}Answer:"
+
+    return _few_shot(f"{header} {_subject(question)}.", block, question, shots)
+
+
+def joshi(question: dict, shots: Sequence[dict] = ()) -> str:
+    """Prompt of Joshi et al. 2025; parameters as in :func:`hendrycks`."""
+    header = (
+        "Following are some multiple choice questions. You should directly answer the question by "
+        "choosing the correct option."
     )
-    return (
-        f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-        f"{question['question']}\n{options}Answer:"
-    )
+
+    def block(row: dict) -> str:
+        return f"Question: {row['question']}\n{_options(row, ': ')}Answer:"
+
+    return _few_shot(header, block, question, shots)
+
+
+def _few_shot(header: str, block: Callable[[dict], str], question: dict, shots) -> str:
+    answered = [f"{block(shot)} {LETTERS[shot['answer']]}" for shot in shots]
+    return "\n\n".join([header, *answered, block(question)])
+
+
+def _options(row: dict, mark: str) -> str:
+    pairs = zip(LETTERS, row["choices"], strict=False)
+    return "".join(f"{letter}{mark}{choice}\n" for letter, choice in pairs)
+
+
+def _subject(row: dict) -> str:
+    return row["subject"].replace("_", " ")
+
+
+TEMPLATES = {"hendrycks": hendrycks, "joshi": joshi}
+
+
+@dataclass
+class Template:
+    """How questions become prompts.
+
+    Attributes
+    ----------
+    render : function (question, shots) -> str
+    lead : str
+        What stands between the prompt and the answer letter.
+    add_special_tokens : bool
+        Whether the tokenizer adds its own, such as BOS, or the prompt already holds them.
+    """
+
+    render: Render
+    lead: str = " "
+    add_special_tokens: bool = True
+
+
+def template(name: str, tokenizer) -> Template:
+    """Find a template: by its name, ``chat``, or the path of a Jinja file.
+
+    Parameters
+    ----------
+    name : str
+        A name in ``TEMPLATES``; ``chat``, the tokenizer's chat template around the ``hendrycks``
+        prompt; or a file ``*.j2``.
+    tokenizer : transformers.PreTrainedTokenizerBase
+
+    Raises
+    ------
+    InputError
+        If there is no such template, or it cannot be used.
+    """
+    if name in TEMPLATES:
+        return Template(TEMPLATES[name])
+    if name == "chat":
+        return _chat(tokenizer)
+    if name.endswith(".j2"):
+        return Template(_jinja(Path(name)))
+    known = ", ".join([*TEMPLATES, "chat"])
+    raise InputError(f"prompt: {name!r} is neither {known} nor the path of a Jinja file *.j2")
+
+
+def _chat(tokenizer) -> Template:
+    """A turn of the user, and the assistant's turn up to its answer letter.
+
+    What stands before the letter is taken from the template's own rendering of an answered turn:
+    nothing, a space, or an empty block of thoughts.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            "prompt: chat: the model's tokenizer has no chat template; use prompt: hendrycks"
+        )
+
+    def turns(text: str, *answers: str) -> str:
+        messages = [{"role": "user", "content": text}]
+        messages += [{"role": "assistant", "content": answer} for answer in answers]
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not answers
+        )
+
+    mark = "ANSWER-LETTER"
+    asked, answered = turns("?"), turns("?", mark)
+    before, found, _ = answered.partition(mark)
+    if not found or not before.startswith(asked):
+        raise InputError(
+            "prompt: chat: the model's chat template does not render an answer right after its "
+            "generation prompt, so no answer position is known; use prompt: hendrycks"
+        )
+    opening = before.removeprefix(asked)
+    lead = " " * opening.endswith(" ")
+    opening = opening.removesuffix(lead)
+
+    def render(question: dict, shots: Sequence[dict]) -> str:
+        return turns(hendrycks(question, shots)) + opening
+
+    return Template(render, lead, add_special_tokens=False)
+
+
+def _jinja(path: Path) -> Render:
+    """A user's own template; it gets what a prompt may show, and not the answer."""
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    try:
+        compiled = environment.from_string(path.read_text())
+    except OSError as error:
+        raise InputError(f"prompt: {path}: cannot be read: {error.strerror}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"prompt: {path}, line {error.lineno}: {error.message}") from error
+
+    def shown(row: dict) -> dict:
+        return {
+            "subject": _subject(row),
+            "question": row["question"],
+            "choices": row["choices"],
+            "letters": list(LETTERS[: len(row["choices"])]),
+        }
+
+    def render(question: dict, shots: Sequence[dict]) -> str:
+        answered = [{**shown(shot), "answer": LETTERS[shot["answer"]]} for shot in shots]
+        try:
+            text = compiled.render(**shown(question), shots=answered)
+        except Exception as error:  # whatever the template does
+            raise InputError(
+                f"prompt: {path}: {question['question_id']} cannot be rendered: {error}; a "
+                "template has subject, question, choices, letters and shots (each of these with "
+                "answer too)"
+            ) from error
+        if not text or text[-1].isspace():
+            raise InputError(
+                f"prompt: {path}: the prompt of {question['question_id']} ends in "
+                f"{text[-20:]!r}; it must end right before the space and letter of the answer"
+            )
+        return text
+
+    return render
+
+
+def choose_shots(rows: Sequence[dict], pool: Sequence[dict], k: int) -> list[list[dict]]:
+    """Choose shots for each question: the first k of its subject and language in the pool.
+
+    Parameters
+    ----------
+    rows, pool : sequence of dict
+        Rows of the question table; no question is shown a copy of itself.
+    k : int
+
+    Returns
+    -------
+    list of list of dict
+        Fewer than k where the subject has no more.
+
+    Raises
+    ------
+    InputError
+        If a question has none at all.
+    """
+    alike = defaultdict(list)
+    for row in pool:
+        alike[row["language"], row["subject"]].append(row)
+    chosen = []
+    for row in rows:
+        others = alike[row["language"], row["subject"]]
+        found = list(islice((o for o in others if o["cluster"] != row["cluster"]), k))
+        if k and not found:
+            raise InputError(
+                f"shots: {k}: there is no other question of the subject {row['subject']!r} to show "
+                f"before {row['question_id']}; use shots: 0, or give questions of split dev"
+            )
+        chosen.append(found)
+    return chosen
 
 
 def rotate(question: dict, by: int) -> dict:
@@ -64,11 +256,12 @@ def rotations(questions: list[dict]) -> int:
     return counts.pop()
 
 
-TEMPLATES = {"hendrycks": hendrycks}
-
-
 def tokenize(
-    tokenizer, prompts: list[str], n_options: list[int]
+    tokenizer,
+    prompts: list[str],
+    n_options: list[int],
+    lead: str = " ",
+    add_special_tokens: bool = True,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Tokenize prompts and resolve the option letters, for every prompt.
 
@@ -76,9 +269,11 @@ def tokenize(
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
     prompts : list of str
-        Each ends where the answer letter, preceded by a space, would follow.
+        Each ends where the answer letter, after the lead, would follow.
     n_options : list of int
         Options of each.
+    lead, add_special_tokens
+        As in :class:`Template`.
 
     Returns
     -------
@@ -88,26 +283,28 @@ def tokenize(
     Raises
     ------
     InputError
-        Unless " A", " B" .. append exactly one token each to every prompt, distinct ones and always
-        the same, leaving the prompt's own tokens unchanged.
+        Unless lead and letter append exactly one token each to every prompt, distinct ones and
+        always the same, leaving the prompt's own tokens unchanged.
     """
     letters = LETTERS[: max(n_options)]
-    input_ids = [list(ids) for ids in tokenizer(prompts)["input_ids"]]
+
+    def tokens(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+
+    input_ids = [list(ids) for ids in tokens(prompts)]
     found: set[tuple[int, ...]] = set()
-    extended = {
-        letter: tokenizer([f"{p} {letter}" for p in prompts])["input_ids"] for letter in letters
-    }
+    extended = {letter: tokens([f"{p}{lead}{letter}" for p in prompts]) for letter in letters}
     for row, ids in enumerate(input_ids):
         added = {letter: list(extended[letter][row]) for letter in letters}
-        for letter, tokens in added.items():
-            if tokens[:-1] != ids:
-                pieces = tokenizer.convert_ids_to_tokens(tokens[-3:])
+        for letter, longer in added.items():
+            if longer[:-1] != ids:
+                pieces = tokenizer.convert_ids_to_tokens(longer[-3:])
                 raise InputError(
                     f"option letter {letter!r}: appending it to a prompt does not add exactly one "
                     f"token (the prompt then ends in {pieces}); layercal reads one token per "
                     "option, so this tokenizer cannot be used with this prompt"
                 )
-        found.add(tuple(tokens[-1] for tokens in added.values()))
+        found.add(tuple(longer[-1] for longer in added.values()))
     if len(found) != 1 or len(set(next(iter(found)))) != len(letters):
         raise InputError(
             f"the option letters do not resolve to {len(letters)} distinct tokens that are the "

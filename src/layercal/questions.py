@@ -103,6 +103,16 @@ def _asked(row: dict) -> tuple:
     return row["question"], *sorted(row["choices"])
 
 
+def scored_and_shots(rows: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+    """Part a table into the questions to score and those to take shots from.
+
+    Rows of the split ``dev`` are shots if there are others; a table without such a split is both.
+    """
+    dev = [row for row in rows if row["split"] == "dev"]
+    scored = [row for row in rows if row["split"] != "dev"]
+    return (scored, dev) if scored and dev else (list(rows), list(rows))
+
+
 def load(path: str | Path) -> datasets.Dataset:
     """Load a question table written by the workflow (cached by datasets)."""
     return datasets.Dataset.from_parquet(str(path), features=FEATURES)

@@ -54,3 +54,13 @@ def test_forms_of_a_question_stay_together():
     for name in clusters:
         assert fold[f"de/{name}"] == fold[f"th/{name}"]
     assert fold["de/anatomy/7"] == fold["th/anatomy/12"]
+
+
+def test_shots_come_from_dev_if_there_is_more():
+    rows = [asked("a", split="test"), asked("b", split="dev"), asked("c", split="validation")]
+    scored, pool = questions.scored_and_shots(rows)
+    assert [row["question_id"] for row in scored] == ["a", "c"]
+    assert [row["question_id"] for row in pool] == ["b"]
+    for only in ("test", "dev"):
+        some = [asked(name, split=only) for name in "abc"]
+        assert questions.scored_and_shots(some) == (some, some)

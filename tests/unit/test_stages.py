@@ -1,11 +1,16 @@
 """Command lines of the stages: help, and one clear message for bad input."""
 
 import importlib
+import json
 import logging
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL, word_tokenizer
+from scipy.special import softmax
+from transformers import LlamaConfig, LlamaForCausalLM
 
 NAMES = sorted(path.stem for path in (ROOT / "src/layercal/stages").glob("[a-z]*.py"))
 
@@ -43,3 +48,127 @@ def test_unexpected_errors_are_told_apart(monkeypatch, tmp_path):
     arguments = ["--model", "x", "--registry", registry, "--manifest", tmp_path / "m", "--log", log]
     assert run("fetch_model", monkeypatch, *arguments) == 2
     assert log.read_text().startswith("unexpected error:\nTraceback")
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A tiny model whose tokenizer has one token for each of ' A' .. ' E'."""
+    folder, tokenizer = tmp_path / "model", word_tokenizer(" ABCDE")
+    config = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 1024}
+    LlamaForCausalLM(LlamaConfig(**config, initializer_range=0.2)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def stage(name, monkeypatch, **options):
+    """Run a stage that must succeed; lists are options of several values."""
+    arguments = [name]
+    for option, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{option.replace('_', '-')}", *map(str, values)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    importlib.import_module(f"layercal.stages.{name}").main()
+
+
+def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path):
+    """2 to 5 options, two languages, two shots: each question is read over its own options."""
+    rows = [
+        {
+            "question_id": f"{language}/{i}",
+            "cluster": str(i),
+            "language": language,
+            "subject": "s",
+            "question": f"{language} {i}?",
+            "choices": list("vwxyz")[: 2 + i % 4],
+            "answer": "AB"[i % 2],
+        }
+        for language in ("de", "th")
+        for i in range(16)
+    ]
+    own, out = tmp_path / "own.jsonl", tmp_path / "out"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "questions.yaml").write_text(f"own: {{file: {own}}}\n")
+    table, prompts = out / "own.parquet", out / "prompts.parquet"
+    residuals, vectors = out / "residuals.safetensors", out / "directions.safetensors"
+    options, tuned, phase = out / "options.parquet", out / "tuned.parquet", out / "phase.json"
+    read = {"manifest": model_folder / "manifest.json", "prompts": prompts}
+    model = {**read, "dtype": "float32", "device": "cpu"}
+    few = {"seed": 0, "draws": 100}
+    stage(
+        "fetch_questions",
+        monkeypatch,
+        questions="own",
+        registry=tmp_path / "questions.yaml",
+        out=table,
+        rejected=out / "left.csv",
+    )
+    stage("prompts", monkeypatch, manifest=read["manifest"], questions=table, shots=2, out=prompts)
+    stage("extract", monkeypatch, **model, shard=0, out=residuals)
+    stage("lens", monkeypatch, **model, residuals=residuals, folds=3, out=options, tuned=tuned)
+    stage(
+        "metrics",
+        monkeypatch,
+        prompts=prompts,
+        options=options,
+        tuned=tuned,
+        min_group=10,
+        **few,
+        out=out / "metrics.parquet",
+        phase=phase,
+    )
+    stage(
+        "directions",
+        monkeypatch,
+        prompts=prompts,
+        residuals=residuals,
+        folds=3,
+        out=vectors,
+        table=out / "directions.parquet",
+    )
+    sweep = {"estimators": "update-mean", "alphas": [0, 1]}
+    stage(
+        "steer",
+        monkeypatch,
+        **model,
+        shard=0,
+        directions=vectors,
+        phase=phase,
+        **sweep,
+        modes=["lens", "through-network"],
+        out=out / "logits.safetensors",
+    )
+    stage(
+        "sweep",
+        monkeypatch,
+        prompts=prompts,
+        directions=vectors,
+        logits=out / "logits.safetensors",
+        **sweep,
+        **few,
+        out=out / "sweep.parquet",
+        summary=out / "summary.json",
+    )
+
+    made = pd.read_parquet(prompts)
+    assert (made["n_shots"] == 2).all()
+    assert made["prompt"].str.count("Answer: ").eq(2).all()
+    for row in made.itertuples():  # shots of the same language, never a form of the question
+        assert row.prompt.count(f"\n{row.language} ") == 3
+        assert row.prompt.count(f" {row.cluster}?") == 1
+    final = pd.read_parquet(options).query("layer == layer.max()")
+    logits = final[[f"logit_{letter}" for letter in "ABCDE"]].to_numpy()
+    counts = made["option_ids"].map(len).to_numpy()
+    np.testing.assert_array_equal((logits > -np.inf).sum(1), counts)
+    p = [softmax(row[:count]) for row, count in zip(logits, counts, strict=True)]
+    metrics = pd.read_parquet(out / "metrics.parquet").query("lens == 'logit'")
+    assert {"language:de", "language:th"} < set(metrics["group"])
+    last = metrics[(metrics["group"] == "all") & (metrics["layer"] == metrics["layer"].max())]
+    last = last.set_index("metric")["value"]
+    assert last["confidence"] == pytest.approx(np.mean([one.max() for one in p]))
+    chance = np.mean(1 / counts)
+    assert last["chance"] == pytest.approx(chance)
+    assert json.loads(phase.read_text())["chance"] == pytest.approx(chance)
+    steered = pd.read_parquet(out / "sweep.parquet")
+    unsteered = steered.query("alpha == 0 and mode == 'through-network' and metric == 'confidence'")
+    np.testing.assert_allclose(unsteered["value"], last["confidence"], atol=1e-4)

@@ -16,6 +16,7 @@ rule tokenize_prompts:
     input:
         manifest="resources/models/{model}/manifest.json",
         questions="resources/questions/{questions}.parquet",
+        template=config["prompt"] if config["prompt"].endswith(".j2") else [],
         code=expand(
             "src/layercal/{module}.py",
             module=["prompts", "questions", "sources", "stages/prompts"],
@@ -35,6 +36,7 @@ rule tokenize_prompts:
         runtime=10,
     params:
         prompt=config["prompt"],
+        shots=config["shots"],
         option_order=config["option_order"],
         limit="" if config["limit"] is None else f"--limit {config['limit']}",
         shards=config["extract"]["shards"],
@@ -43,7 +45,8 @@ rule tokenize_prompts:
         "Tokenizing {wildcards.questions} for {wildcards.model}"
     shell:
         "python -m layercal.stages.prompts --manifest {input.manifest}"
-        " --questions {input.questions} --prompt {params.prompt}"
+        " --questions {input.questions} --prompt {params.prompt:q}"
+        " --shots {params.shots}"
         " --option-order {params.option_order} {params.limit}"
         " --shards {params.shards} --seed {params.seed} --out {output.prompts} --log {log}"
 

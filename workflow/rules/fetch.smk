@@ -11,6 +11,7 @@ rule fetch:
 
 rule fetch_questions:
     input:
+        own=lambda wildcards: QUESTIONS[wildcards.questions].get("file", []),
         code=expand(
             "src/layercal/{module}.py",
             module=["hub", "question_sources", "questions", "sources", "stages/fetch_questions"],

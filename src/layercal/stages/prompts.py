@@ -16,7 +16,8 @@ def main() -> None:
     made = stages.parser("prompts", __doc__)
     made.add_argument("--manifest", type=Path, required=True, help="manifest.json of the model")
     made.add_argument("--questions", type=Path, required=True, help="question table (parquet)")
-    made.add_argument("--prompt", choices=sorted(prompts.TEMPLATES), default="hendrycks")
+    made.add_argument("--prompt", default="hendrycks", help="template: name, chat, or file *.j2")
+    made.add_argument("--shots", type=int, default=0, help="solved questions shown before each")
     made.add_argument("--option-order", choices=["as-is", "cyclic"], default="as-is")
     made.add_argument("--limit", type=int, default=None, help="questions to keep; all if left out")
     made.add_argument("--shards", type=int, default=1)
@@ -27,20 +28,24 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write one row a prompt: identity, answer, shard, tokens and the option tokens."""
-    table = questions.load(args.questions)
-    chosen = sorted(questions.hash_order(table["question_id"], args.seed)[: args.limit])
-    rows = [table[row] for row in chosen]
+    scored, pool = questions.scored_and_shots(questions.load(args.questions).to_list())
+    order = questions.hash_order([row["question_id"] for row in scored], args.seed)
+    rows = [scored[row] for row in sorted(order[: args.limit])]
     if len(rows) < args.shards:
         raise InputError(
             f"{args.questions}: {len(rows)} question(s) cannot be cut into {args.shards} shards; "
             "lower extract: shards in the config"
         )
     tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
+    template = prompts.template(args.prompt, tokenizer)
+    shots = prompts.choose_shots(rows, pool, args.shots)
     rotations = prompts.rotations(rows) if args.option_order == "cyclic" else 1
     shown = [prompts.rotate(row, by) for row in rows for by in range(rotations)]
-    texts = [prompts.TEMPLATES[args.prompt](row) for row in shown]
+    before = [some for some in shots for _ in range(rotations)]
+    texts = [template.render(row, some) for row, some in zip(shown, before, strict=True)]
+    n_options = [len(row["choices"]) for row in shown]
     input_ids, option_ids = prompts.tokenize(
-        tokenizer, texts, [len(row["choices"]) for row in shown]
+        tokenizer, texts, n_options, template.lead, template.add_special_tokens
     )
     identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
     written = pd.DataFrame(shown)[identity].assign(
@@ -48,6 +53,7 @@ def stage(args) -> None:
         shard=[
             index * args.shards // len(rows) for index in range(len(rows)) for _ in range(rotations)
         ],
+        n_shots=[len(some) for some in before],
         n_tokens=[len(ids) for ids in input_ids],
         prompt=texts,
         input_ids=input_ids,
@@ -58,8 +64,11 @@ def stage(args) -> None:
         "%d prompts, %d tokens, options %s",
         len(shown),
         written["n_tokens"].sum(),
-        max(option_ids, key=len),
+        tokenizer.convert_ids_to_tokens(max(option_ids, key=len)),
     )
+    few = sum(len(some) < args.shots for some in shots)
+    if few:
+        stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
 
 
 if __name__ == "__main__":
