@@ -76,10 +76,12 @@ FAMILIES = {
 BATCHED = {"bloom", "falcon-alibi", "gpt_neo", "mpt"}
 
 
-def tiny(family: str):
+def tiny(family: str, **settings):
     """A random model whose weights are large enough for its layers, biases and norms to matter."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[family.removesuffix("-alibi")](**(SMALL | FAMILIES[family][1]))
+    config = CONFIG_MAPPING[family.removesuffix("-alibi")](
+        **(SMALL | FAMILIES[family][1] | settings)
+    )
     model = AutoModelForCausalLM.from_config(config)
     for name, weight in model.float().named_parameters():
         if name.endswith("bias"):

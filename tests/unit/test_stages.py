@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SMALL, word_tokenizer
+from conftest import ROOT, word_tokenizer
+from families import tiny
 from scipy.special import softmax
-from transformers import LlamaConfig, LlamaForCausalLM
 
 NAMES = sorted(path.stem for path in (ROOT / "src/layercal/stages").glob("[a-z]*.py"))
 
@@ -54,8 +54,8 @@ def test_unexpected_errors_are_told_apart(monkeypatch, tmp_path):
 def model_folder(tmp_path):
     """A tiny model whose tokenizer has one token for each of ' A' .. ' E'."""
     folder, tokenizer = tmp_path / "model", word_tokenizer(" ABCDE")
-    config = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 1024}
-    LlamaForCausalLM(LlamaConfig(**config, initializer_range=0.2)).save_pretrained(folder)
+    made = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
+    made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "manifest.json").write_text("{}")
     return folder

@@ -52,7 +52,7 @@ def load_model(args: argparse.Namespace):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    trusted = json.loads(args.manifest.read_text())["trust_remote_code"]
+    trusted = json.loads(args.manifest.read_text()).get("trust_remote_code", False)
     loaded = model.load(args.manifest.parent, args.dtype, args.device, args.quantize, trusted)
     log.info(
         "%s: %d layers, %s on %s",
