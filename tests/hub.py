@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pandas as pd
+import yaml
+
 LARGE = {".safetensors", ".gguf", ".bin", ".pt", ".pth", ".parquet", ".msgpack"}
 ROUTES = {
     "info": r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?",
@@ -87,6 +90,17 @@ class Hub:
         revision = hashlib.sha1("\n".join([repo, *listing]).encode()).hexdigest()
         self._revisions[kind, repo, revision] = files
         return revision
+
+    def add_dataset(self, repo: str, splits: dict, config: str = "default") -> str:
+        """Fill a dataset's folder with made rows, in the layout of the Hub; return its revision."""
+        folder = self.root / "datasets" / repo
+        (folder / config).mkdir(parents=True)
+        files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
+        card = yaml.safe_dump({"configs": [{"config_name": config, "data_files": files}]})
+        (folder / "README.md").write_text(f"---\n{card}---\n")
+        for split, rows in splits.items():
+            pd.DataFrame(rows).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+        return self.commit("datasets", repo)
 
     def asked(self, part: str, method: str = "GET") -> list[Request]:
         """The requests of a method whose path holds a part."""

@@ -251,15 +251,7 @@ def served(hub, name, splits):
     """An entry of the registry, pinned to made rows on the loopback Hub."""
     entry = REGISTRY[name]
     place = entry["hub"]
-    folder = hub.root / "datasets" / place["repo"]
-    config = place.get("config", "default")
-    (folder / config).mkdir(parents=True)
-    files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
-    card = yaml.safe_dump({"configs": [{"config_name": config, "data_files": files}]})
-    (folder / "README.md").write_text(f"---\n{card}---\n")
-    for split, rows in splits.items():
-        pd.DataFrame(rows).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
-    revision = hub.commit("datasets", place["repo"])
+    revision = hub.add_dataset(place["repo"], splits, place.get("config", "default"))
     return {**entry, "hub": {**place, "revision": revision}}
 
 
