@@ -1,4 +1,4 @@
-# make study   set up and run the study         (make study CONFIG=config/other.yaml)
+# make study   set up and run the study         (make study CONFIG=config/other.yaml ARGS="-n")
 # make test    set up and run the tests
 # make setup   only set up the virtual environment in .venv
 
@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: setup study test lint
 
 study: $(READY)
-	snakemake --configfile $(CONFIG)
+	snakemake --configfile $(CONFIG) $(ARGS)
 
 test: $(READY)
 	pytest
