@@ -17,8 +17,10 @@ MODELS = yaml.safe_load(Path("config/models.yaml").read_text())
 QUESTIONS = yaml.safe_load(Path("config/questions.yaml").read_text())
 SCHEMA = yaml.safe_load(Path("workflow/schemas/config.schema.yaml").read_text())
 MODELS_SCHEMA = yaml.safe_load(Path("workflow/schemas/models.schema.yaml").read_text())
+QUESTIONS_SCHEMA = yaml.safe_load(Path("workflow/schemas/questions.schema.yaml").read_text())
 try:
     check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)
+    check_registry("config/questions.yaml", QUESTIONS, QUESTIONS_SCHEMA)
     check(config, SCHEMA, MODELS, QUESTIONS)
 except InputError as error:
     raise WorkflowError(str(error)) from None

@@ -1,10 +1,17 @@
-"""The study's config and the registries it names, checked before anything runs."""
+"""The study's config and the registries it names, checked before anything runs.
+
+``python -m layercal.config > config/README.md`` writes the table of all keys.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import jsonschema
+import yaml
 
 from layercal import InputError
 from layercal.sources import alternatives
@@ -113,3 +120,55 @@ def _unknown(names: list[str], registry: dict, key: str, what: str) -> list[str]
 def _suggest(name: str, known) -> str:
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(sorted(known))})"
+
+
+def key_tables(folder: Path) -> str:
+    """Write all keys of the config and the registries as tables in Markdown.
+
+    Parameters
+    ----------
+    folder : path
+        Of the project.
+    """
+    parts = ["# All keys\n\nMade from `workflow/schemas/` by `python -m layercal.config`.\n"]
+    for name in ("config", "models", "questions"):
+        schema = _read(folder / f"workflow/schemas/{name}.schema.yaml")
+        defaults = _read(folder / "config/config.yaml") if name == "config" else None
+        head = ["key", "type", *(["default"] if defaults else []), "meaning"]
+        rows = [head, ["---"] * len(head), *_key_rows(schema, defaults)]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        parts.append(f"## `{schema['title']}`\n\n{schema['description']}\n")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _key_rows(schema: dict, defaults: dict | None, parents: str = "") -> Iterator[list[str]]:
+    for key, found in schema["properties"].items():
+        required = key in schema.get("required", ()) and defaults is None
+        meaning = found["description"] + " Required." * required
+        row = [f"`{parents}{key}`", _type(found)]
+        if "properties" in found:
+            row += [""] if defaults else []
+            yield [*row, meaning]
+            inner = defaults[key] if defaults else None
+            yield from _key_rows(found, inner, f"{parents}{key}.")
+        else:
+            row += [f"`{json.dumps(defaults[key])}`"] if defaults else []
+            yield [*row, meaning]
+
+
+def _type(found: dict) -> str:
+    if "enum" in found:
+        return ", ".join(f"`{value}`" for value in found["enum"])
+    if found["type"] == "array":
+        return f"list of {_type(found['items'])}"
+    types = found["type"] if isinstance(found["type"], list) else [found["type"]]
+    return " or ".join(types)
+
+
+def _read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+if __name__ == "__main__":
+    print(key_tables(Path.cwd()), end="")

@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from layercal import InputError, hub
 from layercal.questions import LETTERS, hash_order, row_problems
-from layercal.sources import fetch_wheels, wheel_members
+from layercal.sources import fetch_wheels, first_usable, wheel_members
 
 FOUR = LETTERS[:4]
 FORMATS = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}
@@ -37,7 +37,7 @@ def read(name: str, entry: dict) -> tuple[list[dict], list[dict]]:
     ----------
     name : str
     entry : dict
-        Its entry in ``config/questions.yaml``.
+        Its entry in ``config/questions.yaml``; its sources are tried in order.
 
     Returns
     -------
@@ -53,19 +53,22 @@ def read(name: str, entry: dict) -> tuple[list[dict], list[dict]]:
         If the source cannot be had or read, or a row of a user's own file is no question; every
         bad row is named with its reason.
     """
-    reader = next(reader for key, reader in READERS.items() if key in entry)
+    return first_usable(name, entry, READERS, lambda *source: _read_source(name, *source))
+
+
+def _read_source(name: str, kind: str, source: dict) -> tuple[list[dict], list[dict]]:
     rows, rejected = [], []
-    for where, row in reader(name, entry):
+    for where, row in READERS[kind](name, source):
         reasons = [row["reason"]] if "reason" in row else row_problems(row)
         if reasons:
             found = {"where": where, "reason": "; ".join(reasons), "question": row["question"]}
             rejected.append(found)
         else:
             rows.append(row)
-    if rejected and reader is read_file:
+    if rejected and kind == "file":
         lines = "\n  ".join(f"{one['where']}: {one['reason']}" for one in rejected[:20])
         raise InputError(
-            f"{entry['file']}: {len(rejected)} bad row(s); nothing was written\n  {lines}"
+            f"{source['file']}: {len(rejected)} bad row(s); nothing was written\n  {lines}"
         )
     return rows, rejected
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from tqdm import tqdm
 
 from layercal import InputError
 
+log = logging.getLogger("layercal")
+Found = TypeVar("Found")
 CHUNK = 1 << 22
 
 
@@ -49,6 +53,42 @@ def alternatives(entry: dict) -> list[dict]:
     """
     common = {key: value for key, value in entry.items() if key != "sources"}
     return [{**common, **source} for source in entry.get("sources", [{}])]
+
+
+def first_usable(
+    name: str, entry: dict, kinds: Iterable[str], use: Callable[[str, dict], Found]
+) -> Found:
+    """Try an entry's sources in order and return what the first usable one gives.
+
+    Parameters
+    ----------
+    name : str
+    entry : dict
+        Of a registry.
+    kinds : iterable of str
+        Keys of which each source has one.
+    use : function (kind, source) -> found
+        Raises :class:`InputError` if the source cannot be used.
+
+    Raises
+    ------
+    InputError
+        If none can; each with its reason.
+    """
+    choices, refusals = alternatives(entry), []
+    for source in choices:
+        kind = next(kind for kind in kinds if kind in source)
+        try:
+            return use(kind, source)
+        except InputError as error:
+            refusals.append(f"{kind}: {error}")
+            if len(choices) == 1:
+                raise
+            if source is not choices[-1]:
+                log.warning("%s: on to its next source, since %s", name, error)
+    raise InputError(
+        f"{name}: none of its {len(choices)} sources can be used:\n  " + "\n  ".join(refusals)
+    )
 
 
 def fetch_wheels(requirements: Sequence[str], folder: Path, description: str) -> list[Path]:

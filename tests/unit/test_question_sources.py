@@ -410,3 +410,16 @@ def test_broken_download_is_explained_and_taken_up(hub, monkeypatch):
     assert "run again" in refused(entry)
     hub.cut.clear()
     assert len(question_sources.read("mmlu", entry)[0]) == 3
+
+
+def test_sources_are_tried_in_order(hub, tmp_path):
+    entry = served(hub, "mmlu", DATASETS["mmlu"])
+    own = {"file": str(write(tmp_path / "own.csv", [GOOD]))}
+    missing = {"csv_folder": str(tmp_path / "none")}
+    place = {"hub": {**entry["hub"], "revision": 40 * "0"}, "form": "mmlu"}
+    both = {"categories": CATEGORIES, "sources": [place, own]}
+    assert [row["question_id"] for row in question_sources.read("x", both)[0]] == ["own/1"]
+    said = refused({**both, "sources": [place, missing]})
+    assert "none of its 2 sources can be used" in said
+    assert f"hub: Hub repo cais/mmlu: it has no commit {40 * '0'}" in said
+    assert f"csv_folder: {tmp_path}/none: expected MMLU's folder" in said
