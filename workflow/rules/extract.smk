@@ -76,9 +76,10 @@ rule extract_residuals:
         batch_tokens=config["extract"]["batch_tokens"],
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
     message:
         "Extracting residuals of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
         "python -m layercal.stages.extract --manifest {input.manifest} --prompts {input.prompts}"
         " --shard {wildcards.shard} --batch-tokens {params.batch_tokens} --dtype {params.dtype}"
-        " --device {params.device} --threads {threads} --out {output.residuals} --log {log}"
+        " --device {params.device} --quantize {params.quantize} --threads {threads} --out {output.residuals} --log {log}"

@@ -40,13 +40,14 @@ rule read_lens:
     params:
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
         folds=config["folds"],
         seed=config["seed"],
     message:
         "Reading {wildcards.model} on {wildcards.questions} through the logit lens"
     shell:
         "python -m layercal.stages.lens --manifest {input.manifest} --prompts {input.prompts}"
-        " --residuals {input.residuals} --dtype {params.dtype} --device {params.device}"
+        " --residuals {input.residuals} --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
         " --threads {threads} --folds {params.folds} --seed {params.seed}"
         " --out {output.options} --tuned {output.tuned} --log {log}"
 

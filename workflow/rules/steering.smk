@@ -42,13 +42,14 @@ rule steer_prompts:
         max_layers=config["steering"]["max_layers"],
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
     message:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
         "python -m layercal.stages.steer --manifest {input.manifest} --prompts {input.prompts}"
         " --shard {wildcards.shard} --directions {input.directions} --phase {input.phase}"
         " --estimators {params.estimators} --alphas {params.alphas} --modes {params.modes}"
-        " --max-layers {params.max_layers} --dtype {params.dtype} --device {params.device}"
+        " --max-layers {params.max_layers} --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
         " --threads {threads} --out {output.logits} --log {log}"
 
 
