@@ -12,7 +12,6 @@ model's own code, run on top of that. :meth:`LensModel.check_gate` proves the re
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 
-from layercal import InputError
+from layercal import InputError, structure
 
 # largest allowed difference between the lens at L and the model's own logits, by model dtype
 GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
@@ -82,11 +81,11 @@ class LensModel:
     """
 
     def __init__(self, model):
-        _check_kind(model)
+        structure.check_kind(model)
         self.model = model.eval().requires_grad_(False)
         self.decoder = model.get_decoder()
         config = model.config.get_text_config()
-        self.blocks = _find_blocks(self.decoder, config.num_hidden_layers)
+        self.blocks = structure.find_blocks(self.decoder, config.num_hidden_layers)
         self.n_layers = len(self.blocks)
         self.width = config.hidden_size
         self.head = model.get_output_embeddings()
@@ -95,7 +94,7 @@ class LensModel:
         takes = inspect.signature(self.decoder.forward).parameters
         self.takes_positions = "position_ids" in takes
         self.readout = self._trial_run()
-        self.unembedding = self._on_readout(_as_float32(self.head))
+        self.unembedding = self._on_readout(structure.as_float32(self.head))
 
     @property
     def device(self) -> torch.device:
@@ -200,7 +199,7 @@ class LensModel:
                 self._decode(
                     input_ids[:, answer],
                     positions[:, answer],
-                    past_key_values=_cache_view(cache),
+                    past_key_values=structure.cache_view(cache),
                     use_cache=True,
                 )
         found.residuals = torch.cat([h.to(self.device) for h in captured])
@@ -243,7 +242,7 @@ class LensModel:
                 prefix.token.expand(1, size),
                 torch.full((1, size), past, device=self.device),
                 attention_mask=mask.to(self.device)[None, None],
-                past_key_values=_cache_view(prefix.cache),
+                past_key_values=structure.cache_view(prefix.cache),
                 use_cache=True,
             )
         return captured[0][0].to(self.device)
@@ -257,7 +256,7 @@ class LensModel:
         """
         found = []
         for part in h.split(rows):
-            cache = _cache_view(prefix.cache)
+            cache = structure.cache_view(prefix.cache)
             cache.batch_repeat_interleave(len(part))
             with self._replace(layer, part[:, None]) as captured:
                 self._decode(
@@ -340,9 +339,9 @@ class LensModel:
             captured.append(hidden[rows, last.to(hidden.device)])
 
         with ExitStack() as hooks:
-            hooks.enter_context(_hook(self.blocks[0], keep, before=True))
+            hooks.enter_context(structure.hook(self.blocks[0], keep, before=True))
             for block in self.blocks:
-                hooks.enter_context(_hook(block, keep))
+                hooks.enter_context(structure.hook(block, keep))
             yield captured
 
     @contextmanager
@@ -351,12 +350,14 @@ class LensModel:
         captured: list[Tensor] = []
         with ExitStack() as hooks:
             for block in self.blocks[:layer]:
-                hooks.enter_context(_passed_through(block, self.block_output))
-            hooks.enter_context(_hook(self.blocks[layer], lambda hidden: h.to(hidden), before=True))
-            hooks.enter_context(_hook(self.blocks[-1], captured.append))
+                hooks.enter_context(structure.passed_through(block, self.block_output))
+            hooks.enter_context(
+                structure.hook(self.blocks[layer], lambda hidden: h.to(hidden), before=True)
+            )
+            hooks.enter_context(structure.hook(self.blocks[-1], captured.append))
             yield captured
 
-    def _trial_run(self) -> _Readout:
+    def _trial_run(self) -> structure.Readout:
         """Run two tokens to see what the blocks give and what the decoder does after the last."""
         seen: list[nn.Module] = []
         shapes: list[tuple] = []
@@ -365,7 +366,7 @@ class LensModel:
             seen.append(module)
             if module in blocks:
                 self.block_output = type(output)
-                shapes.append(tuple(_hidden(output).shape))
+                shapes.append(tuple(structure.hidden_states(output).shape))
 
         blocks = set(self.blocks)
         watched = [*self.blocks, *(m for m in self.decoder.children() if m is not self.blocks)]
@@ -390,26 +391,14 @@ class LensModel:
                 f"{type(self.model).__name__}: no final norm after its last block, which the "
                 "logit lens needs"
             )
-        return _Readout(after, type(output))
+        return structure.Readout(after, type(output))
 
     def _on_readout(self, head: nn.Module) -> nn.Module:
         """The model's own code on top of its decoder, with another head, in float32."""
         names = {module: name for name, module in self.model.named_modules()}
-        return _with(self.model, {names[self.decoder]: self.readout, names[self.head]: head})
-
-
-class _Readout(nn.Module):
-    """Stands where the decoder stood: takes residuals and does what follows the last block."""
-
-    def __init__(self, after: list[nn.Module], output: type):
-        super().__init__()
-        self.output = output
-        self.after = nn.ModuleList(_as_float32(module) for module in after)
-
-    def forward(self, *args, inputs_embeds: Tensor, **kwargs):
-        for module in self.after:
-            inputs_embeds = module(inputs_embeds)
-        return self.output(last_hidden_state=inputs_embeds)
+        return structure.with_modules(
+            self.model, {names[self.decoder]: self.readout, names[self.head]: head}
+        )
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
@@ -504,107 +493,3 @@ def _quantization(quantize: str) -> BitsAndBytesConfig | None:
             f"quantize: {quantize} needs the package bitsandbytes: pip install 'layercal[quantize]'"
         ) from error
     return BitsAndBytesConfig(load_in_8bit=quantize == "8bit", load_in_4bit=quantize == "4bit")
-
-
-def _check_kind(model) -> None:
-    """Refuse what is no decoder-only transformer."""
-    name = type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise InputError(f"{name}: an encoder-decoder model; layercal reads decoder-only models")
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    recurrent = {kind for kind in kinds if "linear" in kind or "attention" not in kind}
-    if getattr(model, "_is_stateful", False) or recurrent:
-        raise InputError(
-            f"{name}: a recurrent model ({', '.join(sorted(recurrent)) or 'state-space'} blocks); "
-            "layercal reads decoder-only transformers"
-        )
-    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
-        raise InputError(f"{name}: no language model head; layercal reads causal language models")
-
-
-def _find_blocks(decoder: nn.Module, n_layers: int) -> nn.ModuleList:
-    stacks = [
-        child
-        for child in decoder.children()
-        if isinstance(child, nn.ModuleList) and len(child) == n_layers
-    ]
-    if len(stacks) != 1:
-        raise InputError(
-            f"{type(decoder).__name__}: expected one stack of {n_layers} blocks in it, found "
-            f"{len(stacks)}; layercal reads decoder-only transformers"
-        )
-    return stacks[0]
-
-
-def _hidden(output) -> Tensor:
-    """The hidden states in a block's output, which some families wrap in a tuple."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
-@contextmanager
-def _hook(block: nn.Module, act, before: bool = False):
-    """Call ``act`` on the hidden states that enter or leave a block; entering, it may change them.
-
-    A hook that returns nothing leaves them as they are.
-    """
-
-    def entering(module, args, kwargs):
-        changed = act(args[0] if args else kwargs["hidden_states"])
-        if changed is None:
-            return None
-        if args:
-            return (changed, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": changed}
-
-    if before:
-        handle = block.register_forward_pre_hook(entering, with_kwargs=True)
-    else:
-        handle = block.register_forward_hook(lambda module, args, output: act(_hidden(output)))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _passed_through(block: nn.Module, output: type):
-    """Let a block return the hidden states that enter it, in the form of its own output."""
-
-    def forward(*args, **kwargs):
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return hidden if issubclass(output, Tensor) else (hidden, None)
-
-    own = block.__dict__.get("forward")  # accelerate keeps one there
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own
-
-
-def _cache_view(cache: DynamicCache) -> DynamicCache:
-    """A cache that shares its keys and values with another and may grow on its own."""
-    view = copy.copy(cache)
-    view.layers = [copy.copy(layer) for layer in cache.layers]
-    return view
-
-
-def _as_float32(module: nn.Module) -> nn.Module:
-    """The module itself if it is float32 already, else a copy that is."""
-    if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
-        return module
-    return copy.deepcopy(module).float()
-
-
-def _with(module: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module:
-    """Shallow copy of a module in which some inner modules, named by path, are others."""
-    shell = copy.copy(module)
-    shell._modules = dict(module._modules)
-    shell.__dict__.pop("forward", None)  # accelerate's, bound to the original
-    for path, new in replaced.items():
-        name, _, rest = path.partition(".")
-        shell._modules[name] = _with(shell._modules[name], {rest: new}) if rest else new
-    return shell

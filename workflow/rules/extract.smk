@@ -57,7 +57,7 @@ rule extract_residuals:
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         code=expand(
             "src/layercal/{module}.py",
-            module=["extract", "model", "sources", "stages/extract"],
+            module=["extract", "model", "sources", "structure", "stages/extract"],
         ),
     output:
         residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",

@@ -20,7 +20,8 @@ rule steer_prompts:
         directions="results/directions/{model}/{questions}/directions.safetensors",
         phase="results/lens/{model}/{questions}/phase.json",
         code=expand(
-            "src/layercal/{module}.py", module=["model", "sources", "steering", "stages/steer"]
+            "src/layercal/{module}.py",
+            module=["model", "sources", "steering", "structure", "stages/steer"],
         ),
     output:
         logits="results/steering/{model}/{questions}/logits-{shard}.safetensors",
@@ -69,6 +70,7 @@ rule evaluate_steering:
                 "resampling",
                 "sources",
                 "steering",
+                "structure",
                 "stages/sweep",
             ],
         ),
