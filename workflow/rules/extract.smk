@@ -69,7 +69,7 @@ rule extract_residuals:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=8000,
+        mem_mb=12000,
         runtime=120,
         gpu=int(config["extract"]["device"] == "cuda"),
     params:

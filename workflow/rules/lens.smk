@@ -34,7 +34,7 @@ rule read_lens:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=8000,
+        mem_mb=12000,
         runtime=60,
         gpu=int(config["extract"]["device"] == "cuda"),
     params:

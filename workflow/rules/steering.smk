@@ -33,7 +33,7 @@ rule steer_prompts:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=8000,
+        mem_mb=12000,
         runtime=240,
         gpu=int(config["extract"]["device"] == "cuda"),
     params:
