@@ -94,6 +94,8 @@ class LensModel:
         takes = inspect.signature(self.decoder.forward).parameters
         self.takes_positions = "position_ids" in takes
         self.readout = self._trial_run()
+        names = {module: name for name, module in model.named_modules()}
+        self.paths = names[self.decoder], names[self.head]
         self.unembedding = self._on_readout(structure.as_float32(self.head))
 
     @property
@@ -395,10 +397,8 @@ class LensModel:
 
     def _on_readout(self, head: nn.Module) -> nn.Module:
         """The model's own code on top of its decoder, with another head, in float32."""
-        names = {module: name for name, module in self.model.named_modules()}
-        return structure.with_modules(
-            self.model, {names[self.decoder]: self.readout, names[self.head]: head}
-        )
+        decoder, unembedding = self.paths
+        return structure.with_modules(self.model, {decoder: self.readout, unembedding: head})
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
