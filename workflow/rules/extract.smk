@@ -12,11 +12,21 @@ rule extract:
         ),
 
 
+def asked(key):
+    """How a question set is asked: as its entry says, else as the config does."""
+    return lambda wildcards: QUESTIONS[wildcards.questions].get(key, config[key])
+
+
+def template(wildcards):
+    prompt = asked("prompt")(wildcards)
+    return prompt if prompt.endswith(".j2") else []
+
+
 rule tokenize_prompts:
     input:
         manifest="resources/models/{model}/manifest.json",
         questions="resources/questions/{questions}.parquet",
-        template=config["prompt"] if config["prompt"].endswith(".j2") else [],
+        template=template,
         code=expand(
             "src/layercal/{module}.py",
             module=["prompts", "questions", "sources", "stages/prompts"],
@@ -35,9 +45,9 @@ rule tokenize_prompts:
         mem_mb=2000,
         runtime=10,
     params:
-        prompt=config["prompt"],
-        shots=config["shots"],
-        option_order=config["option_order"],
+        prompt=asked("prompt"),
+        shots=asked("shots"),
+        option_order=asked("option_order"),
         limit="" if config["limit"] is None else f"--limit {config['limit']}",
         shards=config["extract"]["shards"],
         seed=config["seed"],
