@@ -1,4 +1,4 @@
-"""Is the last layer what lm-evaluation-harness says, question by question?
+"""Compare the last layer with lm-evaluation-harness, question by question.
 
 Gives the harness the prompts of a finished study as a local task, on the same model, and compares
 the log-probability of each option letter and the prediction with the lens at the last layer.
@@ -27,7 +27,7 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def harness_log_probability(model, tokenizer, prompts: pd.DataFrame) -> np.ndarray:
-    """Log-probability of each option letter over the vocabulary; (n, n_options), -inf if lacking."""
+    """Log-probability of each letter over the vocabulary; (n, n_options), -inf if lacking."""
     rows = [
         {"prompt": text, "letters": list(LETTERS[: len(ids)]), "gold": int(gold)}
         for text, ids, gold in zip(
