@@ -148,15 +148,19 @@ class LensModel:
         """
         return self._project(self.unembedding, h)
 
-    @torch.inference_mode()
-    def option_logits(self, h: Tensor, option_ids: Tensor) -> Tensor:
-        """Project residuals onto the option tokens only.
+    def option_logits(
+        self, h: Tensor, option_ids: Tensor, frozen_at: Tensor | None = None
+    ) -> Tensor:
+        """Project residuals onto the option tokens only; gradients flow where ``h`` asks for them.
 
         Parameters
         ----------
         h : Tensor, shape (..., d)
         option_ids : Tensor, shape (n_options,)
             Token ids of the option letters.
+        frozen_at : Tensor, shape (..., d), optional
+            Residuals whose scale the final norm divides by instead of that of ``h``, so that a
+            vector added to them cannot act by growing the norm; broadcast against ``h``.
 
         Returns
         -------
@@ -168,7 +172,32 @@ class LensModel:
         rows.weight = nn.Parameter(self.head.weight[option_ids].float(), requires_grad=False)
         if self.head.bias is not None:
             rows.bias = nn.Parameter(self.head.bias[option_ids].float(), requires_grad=False)
-        return self._project(self._on_readout(rows), h)
+        if frozen_at is not None:
+            stretch = self.norm_scale(h) / self.norm_scale(frozen_at)
+            self.readout.stretch = stretch.expand(h.shape[:-1]).reshape(1, -1, 1)
+        try:
+            return self._project(self._on_readout(rows), h)
+        finally:
+            self.readout.stretch = None
+
+    def norm_scale(self, h: Tensor) -> Tensor:
+        """What the final norm divides a residual by: its root mean square, centred or not; (...).
+
+        Parameters
+        ----------
+        h : Tensor, shape (..., d)
+        """
+        h = h.to(self.head.weight.device).float()
+        if self.norm_map[2]:
+            h = h - h.mean(-1, keepdim=True)
+        return h.pow(2).mean(-1).sqrt()
+
+    @cached_property
+    def norm_map(self) -> tuple[Tensor, Tensor, bool]:
+        """Gain (d,) and bias (d,) of the final norm, and whether it centres (LayerNorm)."""
+        with torch.inference_mode():
+            gain, bias, centred = self.readout.norm_map(self.width)
+        return gain.clone(), bias.clone(), centred
 
     def _project(self, unembedding: nn.Module, h: Tensor) -> Tensor:
         h = h.to(self.head.weight.device).float()

@@ -16,18 +16,52 @@ from layercal import InputError
 
 
 class Readout(nn.Module):
-    """Stands where the decoder stood: takes residuals and does what follows the last block."""
+    """Stands where the decoder stood: takes residuals and does what follows the last block.
+
+    The final norm comes first (an RMSNorm or a LayerNorm of any make), then perhaps a projection.
+    ``stretch``, where it is set, (..., 1), multiplies what the norm gives before its bias.
+    """
 
     def __init__(self, after: list[nn.Module], output: type):
         super().__init__()
         self.output = output
         self.after = nn.ModuleList(as_float32(module) for module in after)
+        self.stretch: Tensor | None = None
 
     def forward(self, *args, inputs_embeds: Tensor, **kwargs):
         """Return what the decoder would, had its last block given these residuals."""
-        for module in self.after:
-            inputs_embeds = module(inputs_embeds)
-        return self.output(last_hidden_state=inputs_embeds)
+        norm, *rest = self.after
+        hidden = norm(inputs_embeds)
+        if self.stretch is not None:
+            bias = norm(torch.zeros_like(inputs_embeds[..., :1, :]))
+            hidden = (hidden - bias) * self.stretch + bias
+        for module in rest:
+            hidden = module(hidden)
+        return self.output(last_hidden_state=hidden)
+
+    def norm_map(self, width: int) -> tuple[Tensor, Tensor, bool]:
+        """The final norm as an affine map of the normalised residual.
+
+        It is found by what the norm does to some vectors, whatever its parameters are called.
+
+        Returns
+        -------
+        gain : Tensor, shape (d,)
+        bias : Tensor, shape (d,)
+        centred : bool
+            Whether the mean over the width is taken out first (LayerNorm), or not (RMSNorm).
+        """
+        norm = self.after[0]
+        weight = next(norm.parameters(), torch.zeros(()))
+        h = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
+        bias = norm(torch.zeros_like(h))[0, 0]
+        centred = bool(torch.allclose(norm(h), norm(h + 1), atol=1e-4))
+        # where a drawn entry is small the other vector's is taken
+        normalised = (h - h.mean(-1, keepdim=True) if centred else h)[0]
+        normalised = normalised / normalised.pow(2).mean(-1, keepdim=True).sqrt()
+        larger = normalised.abs().argmax(0, keepdim=True)
+        gain = ((norm(h)[0] - bias) / normalised).gather(0, larger)[0]
+        return gain, bias, centred
 
 
 def check_kind(model) -> None:

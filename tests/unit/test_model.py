@@ -246,3 +246,28 @@ def test_quantizing_without_its_package_is_one_clear_error(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InputError, match="4bit needs the package bitsandbytes"):
         model.load(tmp_path, "float32", "cpu", "4bit")
+
+
+def test_final_norm_is_found_and_frozen_in_every_family(family):
+    read = model.LensModel(tiny(family))
+    gain, bias, centred = read.norm_map
+    h = 3 * torch.randn(5, read.width, generator=torch.Generator().manual_seed(1))
+    rebuilt = h - h.mean(-1, keepdim=True) if centred else h
+    rebuilt = rebuilt / rebuilt.pow(2).mean(-1, keepdim=True).sqrt() * gain + bias
+    torch.testing.assert_close(read.readout.after[0](h), rebuilt, atol=1e-3, rtol=0)
+    option_ids = torch.arange(4)
+    live = read.option_logits(h, option_ids)
+    torch.testing.assert_close(read.option_logits(h, option_ids, h), live, atol=1e-5, rtol=0)
+    # the live norm does not see a vector grow; frozen at the shorter one, it does
+    torch.testing.assert_close(read.option_logits(2 * h, option_ids), live, atol=1e-3, rtol=0)
+    assert (read.option_logits(2 * h, option_ids, h) - live).abs().max() > 0.1
+    torch.testing.assert_close(read.option_logits(h, option_ids), live, atol=0, rtol=0)
+
+
+def test_frozen_norm_equals_a_norm_written_out(tiny_model):
+    read, option_ids = model.LensModel(tiny_model), torch.tensor([5, 3])
+    h, before = torch.randn(2, 6, read.width, generator=torch.Generator().manual_seed(1))
+    scale = (before.pow(2).mean(-1, keepdim=True) + tiny_model.config.rms_norm_eps).sqrt()
+    expected = h / scale * tiny_model.model.norm.weight @ tiny_model.lm_head.weight[option_ids].T
+    found = read.option_logits(h, option_ids, frozen_at=before)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
