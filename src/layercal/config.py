@@ -38,6 +38,9 @@ def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
     if not problems:
         problems += _unknown(config["models"], models, "models", "model")
         problems += _unknown(config["questions"], questions, "questions", "question set")
+        transfer = config["directions"]["transfer"]
+        problems += _unknown(transfer["models"], models, "models", "model")
+        problems += _unknown(transfer["questions"], questions, "questions", "question set")
     if problems:
         raise InputError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
 

@@ -1,18 +1,84 @@
 """Calibration directions of the residual stream: estimators and controls, cross-fitted.
 
-An estimator is a function ``(residuals (n, L + 1, d), k) -> unit vector (d,)``, found by its name
-in ``ESTIMATORS``.
+An estimator is a function ``(split, layers) -> unit vectors (layers or 1, d)``, found by its name
+in ``ESTIMATORS``: one vector for each layer at which it may be added, or one for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from torch.nn.functional import normalize
 
-Estimator = Callable[[Tensor, int], Tensor]
+from layercal import calibration
+from layercal.model import LensModel
+from layercal.phase import decision_layer
+
+# added to the name of an estimator: the question sets, or parts of one, that it was fitted on
+FROM = " from "
+
+
+@dataclass
+class Split:
+    """What an estimator may look at: the questions of a fit split.
+
+    Attributes
+    ----------
+    residuals : Tensor, shape (m, L + 1, d)
+        Before the final norm at every layer, L included.
+    logits : array, shape (m, L + 1, n_options)
+        Lens readings, -inf where a question has no such option.
+    answer : array of int, shape (m,)
+    option_ids : Tensor, shape (n_options,)
+    model : LensModel
+        For what is read off changed residuals.
+    blocks : int
+        Block updates, counted from the last, that ``update-mean`` takes; the paper's k is 3.
+    tolerance : float
+        Of the decision layer.
+    """
+
+    residuals: Tensor
+    logits: np.ndarray
+    answer: np.ndarray
+    option_ids: Tensor
+    model: LensModel
+    blocks: int = 3
+    tolerance: float = 0.02
+
+    def take(self, rows: np.ndarray) -> Split:
+        """Keep only some of the questions."""
+        kept = self.residuals[torch.as_tensor(rows)], self.logits[rows], self.answer[rows]
+        return replace(self, residuals=kept[0], logits=kept[1], answer=kept[2])
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each lens reading is right; (m, L + 1)."""
+        return self.logits.argmax(-1) == self.answer[:, None]
+
+    @cached_property
+    def peak(self) -> int:
+        """Layer of the largest ECE from the decision layer on, below L, in this split alone."""
+        confidence = softmax(self.logits.astype(float), -1).max(-1).T
+        correct = self.correct.T
+        errors = calibration.ece(confidence, correct)
+        last = len(errors) - 1
+        first = min(decision_layer(correct.mean(-1), self.tolerance), last - 1)
+        return first + int(np.argmax(errors[first:last]))
+
+    def differences(self, layer: int) -> Tensor:
+        """What the blocks above a layer add, ``h[L] - h[layer]``; (m, d) float32."""
+        return self.residuals[:, -1].float() - self.residuals[:, layer].float()
+
+
+Estimator = Callable[[Split, Sequence[int]], Tensor]
 
 
 def unit_updates(residuals: Tensor, k: int) -> Tensor:
@@ -21,7 +87,6 @@ def unit_updates(residuals: Tensor, k: int) -> Tensor:
     Parameters
     ----------
     residuals : Tensor, shape (n, L + 1, d)
-        Before the final norm at every layer, L included.
     k : int
 
     Returns
@@ -29,27 +94,116 @@ def unit_updates(residuals: Tensor, k: int) -> Tensor:
     Tensor, shape (n, k, d)
         float32.
     """
-    updates = residuals[:, -k - 1 :].float().diff(dim=1)
-    return torch.nn.functional.normalize(updates, dim=-1)
+    return normalize(residuals[:, -k - 1 :].float().diff(dim=1), dim=-1)
 
 
-def update_mean(residuals: Tensor, k: int) -> Tensor:
-    """Unit mean of the unit block updates over the last k blocks (Joshi et al. 2025).
+def update_mean(split: Split, layers: Sequence[int]) -> Tensor:
+    """Unit mean of the unit block updates over the last blocks (Joshi et al. 2025); (1, d)."""
+    return normalize(unit_updates(split.residuals, split.blocks).mean((0, 1)), dim=0)[None]
 
-    Parameters
-    ----------
-    residuals : Tensor, shape (n, L + 1, d)
-    k : int
-        The paper takes 3.
+
+def middle_mean(split: Split, layers: Sequence[int]) -> Tensor:
+    """Control: ``update-mean`` of as many blocks around the middle of the network; (1, d)."""
+    final = split.residuals.shape[1] - 1
+    last = (final + split.blocks + 1) // 2
+    return update_mean(replace(split, residuals=split.residuals[:, : last + 1]), layers)
+
+
+def phase_mean(split: Split, layers: Sequence[int]) -> Tensor:
+    """Unit mean of what the correction phase adds, ``h[L] - h[peak]``; (1, d)."""
+    return normalize(split.differences(split.peak).mean(0), dim=0)[None]
+
+
+def phase_pca(split: Split, layers: Sequence[int], rank: int) -> Tensor:
+    """``phase-mean`` within the top subspace of the phase's differences alone; (1, d)."""
+    mean, basis = split.differences(split.peak).mean(0), principal(split, split.peak, rank)
+    return normalize((mean @ basis.T) @ basis, dim=0)[None]
+
+
+def principal(split: Split, layer: int, rank: int) -> Tensor:
+    """Top principal directions of ``h[L] - h[layer]``, about 0, not about their mean.
 
     Returns
     -------
-    Tensor, shape (d,)
+    Tensor, shape (rank or fewer, d)
+        Orthonormal rows, by falling share of the squared norm, turned towards the mean.
     """
-    return torch.nn.functional.normalize(unit_updates(residuals, k).mean((0, 1)), dim=0)
+    differences = split.differences(layer)
+    basis = torch.linalg.svd(differences, full_matrices=False).Vh[:rank]
+    return basis * torch.where(basis @ differences.mean(0) < 0, -1.0, 1.0)[:, None]
 
 
-ESTIMATORS: dict[str, Estimator] = {"update-mean": update_mean}
+def gradient(split: Split, layers: Sequence[int]) -> Tensor:
+    """Steepest descent of the Brier score of confidence, for one vector added to all questions.
+
+    The loss is the mean of ``(confidence - correct)^2`` (Brier 1950) read through the lens at the
+    layer; (layers, d).
+    """
+    absent = torch.as_tensor(np.isneginf(split.logits[:, 0]))
+    found = []
+    for layer in layers:
+        with torch.enable_grad():
+            vector = torch.zeros(split.residuals.shape[-1], requires_grad=True)
+            h = split.residuals[:, layer].float().clone() + vector
+            logits = split.model.option_logits(h, split.option_ids).cpu()
+            confidence = logits.masked_fill(absent, -torch.inf).softmax(-1).amax(-1)
+            correct = torch.as_tensor(split.correct[:, layer]).float()
+            ((confidence - correct) ** 2).mean().backward()
+        found.append(-vector.grad)
+    return normalize(torch.stack(found), dim=-1)
+
+
+def probe(split: Split, layers: Sequence[int]) -> Tensor:
+    """Weights of a ridge-penalised logistic regression of correctness on ``h[layer]``; (layers, d).
+
+    Residuals are centred and scaled to a mean squared norm of 1, the inverse penalty is 1. Where
+    all answers are right, or all wrong, there is nothing to fit and the vector is zero.
+    """
+    found = []
+    for layer in layers:
+        h, correct = split.residuals[:, layer].float(), split.correct[:, layer]
+        weights = torch.zeros(h.shape[-1])
+        if 0 < correct.mean() < 1:
+            h = h - h.mean(0)
+            h = h / h.pow(2).sum(-1).mean().sqrt()
+            # the penalty is the same in the coordinates of the questions' own span, of which there
+            # are fewer than d in a small set
+            u, s, v = torch.linalg.svd(h, full_matrices=False)
+            fitted = LogisticRegression(C=1.0, max_iter=1000).fit((u * s).numpy(), correct)
+            weights = torch.as_tensor(fitted.coef_[0], dtype=torch.float32) @ v
+        found.append(weights)
+    return normalize(torch.stack(found), dim=-1)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "update-mean": update_mean,
+    "phase-mean": phase_mean,
+    "gradient": gradient,
+    "probe": probe,
+}
+
+
+def estimators(names: Sequence[str], ranks: Sequence[int]) -> dict[str, Estimator]:
+    """The estimators asked for; ``phase-pca`` stands for one of each rank.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of ``ESTIMATORS``, or ``phase-pca``.
+    ranks : sequence of int
+    """
+    found: dict[str, Estimator] = {}
+    for name in names:
+        if name == "phase-pca":
+            for rank in ranks:
+                found[f"phase-pca-{rank}"] = _of_rank(rank)
+        else:
+            found[name] = ESTIMATORS[name]
+    return found
+
+
+def _of_rank(rank: int) -> Estimator:
+    return lambda split, layers: phase_pca(split, layers, rank)
 
 
 def random_directions(count: int, width: int, seed: int) -> Tensor:
@@ -61,11 +215,11 @@ def random_directions(count: int, width: int, seed: int) -> Tensor:
         float32 rows of norm 1.
     """
     drawn = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(drawn, dim=-1)
+    return normalize(drawn, dim=-1)
 
 
 def cross_fit(
-    fit: Callable[[Tensor], Tensor], residuals: Tensor, fold: np.ndarray, n_folds: int
+    fit: Callable[[Split], Tensor], split: Split, fold: np.ndarray, n_folds: int
 ) -> Tensor:
     """Fit once for each pair of folds, leaving both out.
 
@@ -75,9 +229,11 @@ def cross_fit(
 
     Parameters
     ----------
-    fit : function (m, L + 1, d) -> Tensor (...)
-    residuals : Tensor, shape (n, L + 1, d)
+    fit : function Split -> Tensor (...)
+    split : Split
+        Of n questions, which may be others than those that are steered.
     fold : array of int, shape (n,)
+        -1 for questions that belong to no fold and are left out of no fit.
     n_folds : int
 
     Returns
@@ -85,9 +241,9 @@ def cross_fit(
     Tensor, shape (K, K, ...)
         ``[f, g]`` is fitted without folds f and g; symmetric; ``[f, f]`` leaves out f alone.
     """
-    fold = torch.as_tensor(np.asarray(fold))
+    fold = np.asarray(fold)
     fits: dict[tuple[int, int], Tensor] = {
-        (f, g): fit(residuals[(fold != f) & (fold != g)])
+        (f, g): fit(split.take((fold != f) & (fold != g)))
         for f in range(n_folds)
         for g in range(f, n_folds)
     }
@@ -95,55 +251,82 @@ def cross_fit(
     return torch.stack([torch.stack(row) for row in pairs])
 
 
-def mean_norms(residuals: Tensor) -> Tensor:
-    """Mean norm of the residual stream at every layer, the unit of the scale alpha.
+def mean_norms(split: Split) -> Tensor:
+    """Mean norm of the residual stream at every layer, the unit of the scale alpha; (L + 1,)."""
+    return split.residuals.float().norm(dim=-1).mean(0)
+
+
+def patched(split: Split, basis: Tensor, layer: int, ranks: Sequence[int]) -> Tensor:
+    """Residuals whose part in a subspace is replaced by that of the last layer.
+
+    ``h + B_r^T B_r (h[L] - h)`` with the first r rows of the basis: at r = 0 the layer as it is, at
+    full rank the last layer. How fast readings approach those of the last layer says how
+    low-dimensional the change between the two is.
 
     Parameters
     ----------
-    residuals : Tensor, shape (n, L + 1, d)
+    split : Split
+    basis : Tensor, shape (R, d)
+        From :func:`principal`, of a fit on other questions.
+    layer : int
+    ranks : sequence of int
+        Those above R give all of the basis.
 
     Returns
     -------
-    Tensor, shape (L + 1,)
+    Tensor, shape (m, ranks, d)
     """
-    return residuals.float().norm(dim=-1).mean(0)
+    h, differences = split.residuals[:, layer].float(), split.differences(layer)
+    parts = differences @ basis.T
+    return torch.stack([h + parts[:, :rank] @ basis[:rank] for rank in ranks], 1)
 
 
-def describe(name: str, fitted: Tensor, residuals: Tensor, k: int) -> list[dict]:
+def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: Sequence[int]):
     """Describe the fit scored on each fold, over all questions.
 
     Parameters
     ----------
     name : str
         Of the estimator.
-    fitted : Tensor, shape (K, K, d)
-        From :func:`cross_fit`.
-    residuals : Tensor, shape (n, L + 1, d)
-    k : int
-        Blocks the direction was fitted on.
+    fitted, primary : Tensor, shape (K, K, layers or 1, d)
+        From :func:`cross_fit`: of this and of the first estimator.
+    split : Split
+        All questions.
+    layers : sequence of int
+        At which directions may be added.
 
     Returns
     -------
     list of dict
-        One a fold and layer 1 .. L: ``cosine``, the mean cosine of the direction with the block
-        update into that layer; ``explained_variance``, the mean squared cosine; ``agreement``, the
-        lowest cosine of this fold's direction with another fold's.
+        One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction depends
+        on it: ``cosine``, the mean cosine of the direction with the block update into that layer;
+        ``explained_variance``, the mean squared cosine; ``cosine_primary`` with the first
+        estimator's; ``agreement``, the lowest cosine of this fold's direction with another fold's.
     """
-    n_layers = residuals.shape[1] - 1
-    scored = fitted.diagonal().T
-    cosines = unit_updates(residuals, n_layers) @ scored.T
-    agreement = (scored @ scored.T).amin(-1)
-    return [
-        {
-            "name": name,
-            "estimator": name,
-            "blocks": k,
-            "fold": fold,
-            "layer": layer,
-            "cosine": cosines[:, layer - 1, fold].mean().item(),
-            "explained_variance": (cosines[:, layer - 1, fold] ** 2).mean().item(),
-            "agreement": agreement[fold].item(),
-        }
-        for fold in range(len(scored))
-        for layer in range(1, n_layers + 1)
-    ]
+    n_layers = split.residuals.shape[1] - 1
+    updates = unit_updates(split.residuals, n_layers)
+    at = layers if fitted.shape[2] > 1 else range(1, n_layers + 1)
+    rows = []
+    for place, layer in enumerate(at):
+        own = _scored(fitted, place)
+        cosines = updates[:, layer - 1] @ own.T
+        with_primary = (own * _scored(primary, place)).sum(-1)
+        agreement = (own @ own.T).amin(-1)
+        rows += [
+            {
+                "name": name,
+                "fold": fold,
+                "layer": layer,
+                "cosine": cosines[:, fold].mean().item(),
+                "explained_variance": cosines[:, fold].pow(2).mean().item(),
+                "cosine_primary": with_primary[fold].item(),
+                "agreement": agreement[fold].item(),
+            }
+            for fold in range(len(own))
+        ]
+    return rows
+
+
+def _scored(fitted: Tensor, place: int) -> Tensor:
+    """Directions that score each fold; (K, d)."""
+    return fitted.diagonal()[place if fitted.shape[2] > 1 else 0].T

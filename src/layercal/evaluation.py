@@ -1,16 +1,19 @@
-"""What steering did, with intervals: dose-response at every scale, and cross-fitted verdicts."""
+"""Steered readings of all questions, the choice of scales, and dose-response with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
 from layercal import calibration, resampling
-from layercal.steering import READ_LAYER
+from layercal.steering import FROZEN
+
+RANDOM = "random-"
 
 
 def select_alpha(
@@ -54,35 +57,39 @@ def cross_select(
     alphas: Sequence[float],
     accuracy_margin: float,
     n_bins: int = 10,
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Choose the scale for each fold on the other folds, and return what the fold then shows.
+    among: np.ndarray | None = None,
+) -> list[int]:
+    """Choose the setting for each fold on the other folds.
 
     Parameters
     ----------
-    confidence, correct : array, shape (K, alphas, n)
+    confidence, correct : array, shape (K, settings, n)
         ``[f]`` holds the readings for outer fold f: questions of f under the direction fitted
         without f, questions of every other fold g under the one fitted without f and g.
     fold : array of int, shape (n,)
-    alphas, accuracy_margin, n_bins
+    alphas : sequence of float
+        Scale of each setting.
+    accuracy_margin, n_bins
         As in :func:`select_alpha`.
+    among : array of bool, shape (n,), optional
+        Questions on which to choose; all if left out.
 
     Returns
     -------
-    confidence, correct : array, shape (n,)
-        Each question scored once, at the scale chosen without its fold.
-    chosen : list of float
-        The scale of each fold.
+    list of int
+        Index of the setting chosen for each fold.
     """
-    scored, hits, chosen = np.empty(len(fold)), np.empty(len(fold)), []
-    for f in range(len(confidence)):
-        inside = fold == f
-        best = select_alpha(
-            confidence[f][:, ~inside], correct[f][:, ~inside], alphas, accuracy_margin, n_bins
+    among = np.ones(len(fold), bool) if among is None else among
+    return [
+        select_alpha(
+            confidence[f][:, (fold != f) & among],
+            correct[f][:, (fold != f) & among],
+            alphas,
+            accuracy_margin,
+            n_bins,
         )
-        scored[inside] = confidence[f, best, inside]
-        hits[inside] = correct[f, best, inside]
-        chosen.append(float(alphas[best]))
-    return scored, hits, chosen
+        for f in range(len(confidence))
+    ]
 
 
 @dataclass
@@ -93,17 +100,19 @@ class Sweep:
     ----------
     logits : dict of array, shape (n, V, layers, alphas, n_options)
         One a mode, -inf where a question has no such option. The V directions are, for each
-        estimator, the fits for the K outer folds, then the random ones.
+        variant, the fits for the K outer folds, then the random ones, which those with the final
+        norm frozen have not.
     answer, fold, cluster : array of int, shape (n,)
         Of each row. The rotations and translations of a question share fold and cluster; they are
         resampled together.
     norms : array, shape (L + 1,)
         Mean residual norm a layer.
-    estimators : sequence of str
+    variants : sequence of str
+        What was done, the primary direction first.
     layers, alphas : sequence
         Settings of the sweep; ``alphas`` holds 0.
     accuracy_margin : float
-    n_bins, draws, seed : int
+    n_folds, n_bins, draws, seed : int
     """
 
     logits: dict[str, np.ndarray]
@@ -111,48 +120,79 @@ class Sweep:
     fold: np.ndarray
     cluster: np.ndarray
     norms: np.ndarray
-    estimators: Sequence[str]
+    variants: Sequence[str]
     layers: Sequence[int]
     alphas: Sequence[float]
     accuracy_margin: float
+    n_folds: int
     n_bins: int
     draws: int
     seed: int
 
     def __post_init__(self):
-        self.n_folds = int(self.fold.max()) + 1
-        self.weights = resampling.cluster_weights(self.cluster, self.draws, self.seed)
-        first = next(iter(self.logits.values()))
-        self.n_random = first.shape[1] - len(self.estimators) * self.n_folds
+        self.none = list(self.alphas).index(0)
+        self.n_random = self.logits[self.modes[0]].shape[1] - len(self.variants) * self.n_folds
 
-    def names(self) -> list[str]:
-        """Directions: the estimators, then the random ones."""
-        return [*self.estimators, *(f"random-{index:02d}" for index in range(self.n_random))]
+    @property
+    def modes(self) -> list[str]:
+        """Modes of reading, with the final norm live."""
+        return [mode for mode in self.logits if not mode.endswith(FROZEN)]
 
-    def readings(self, mode: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Confidence and correctness, each (K, layers, alphas, n), by outer fold.
+    @property
+    def random(self) -> list[str]:
+        """Names of the random directions."""
+        return [f"{RANDOM}{index:02d}" for index in range(self.n_random)]
 
-        ``[f]`` of an estimator was steered by fits that left out fold f and the question's own
-        fold; a random direction needs no fit, so its readings are the same for every f.
-        """
-        if name in self.estimators:
-            start = self.estimators.index(name) * self.n_folds
-            picked = self.logits[mode][:, start : start + self.n_folds]
-        else:
-            place = len(self.estimators) * self.n_folds + int(name.removeprefix("random-"))
-            picked = self.logits[mode][:, [place] * self.n_folds]
-        by_fold = np.moveaxis(picked, 0, -2)
-        confidence = softmax(by_fold.astype(float), -1).max(-1)
-        return confidence, by_fold.argmax(-1) == self.answer
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Bootstrap resamples of the questions; (draws, n)."""
+        return resampling.cluster_weights(self.cluster, self.draws, self.seed)
 
-    def scored(self, mode: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Held-out confidence and correctness at every setting, each (layers, alphas, n)."""
-        confidence, correct = self.readings(mode, name)
-        questions = np.arange(len(self.answer))
-        return (
-            np.moveaxis(confidence[self.fold, :, :, questions], 0, -1),
-            np.moveaxis(correct[self.fold, :, :, questions], 0, -1),
+    @cached_property
+    def uniform(self) -> np.ndarray:
+        """Draws that outcomes of the null floor are made from; (draws, n)."""
+        return np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
+
+    def take(self, rows: np.ndarray) -> Sweep:
+        """Keep only some of the questions; folds stay as they were."""
+        return replace(
+            self,
+            logits={mode: logits[rows] for mode, logits in self.logits.items()},
+            answer=self.answer[rows],
+            fold=self.fold[rows],
+            cluster=self.cluster[rows],
         )
+
+    def steered(self, mode: str, name: str) -> np.ndarray:
+        """Logits by outer fold; (K, layers, alphas, n, n_options).
+
+        ``[f]`` of a variant was steered by fits that left out fold f and the question's own fold; a
+        random direction needs no fit, so its readings are the same for every f.
+        """
+        if name.startswith(RANDOM):
+            place = len(self.variants) * self.n_folds + int(name.removeprefix(RANDOM))
+            picked = self.logits[mode][:, [place] * self.n_folds]
+        else:
+            start = self.variants.index(name) * self.n_folds
+            picked = self.logits[mode][:, start : start + self.n_folds]
+        return np.moveaxis(picked, 0, -2)
+
+    def unsteered(self, mode: str, place: int) -> np.ndarray:
+        """Logits at a layer without steering; (n, n_options)."""
+        return self.logits[mode][:, 0, place, self.none]
+
+    def held_out(self, mode: str, name: str) -> np.ndarray:
+        """Logits of each question under the fit without its fold; (layers, alphas, n, options)."""
+        steered = self.steered(mode, name)
+        return np.moveaxis(steered[self.fold, :, :, np.arange(len(self.fold))], 0, -2)
+
+    def read(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence and correctness of logits (..., n, n_options); each (..., n)."""
+        return softmax(logits.astype(float), -1).max(-1), logits.argmax(-1) == self.answer
+
+    def ece(self, logits: np.ndarray) -> float:
+        """ECE of logits (n, n_options)."""
+        return float(calibration.ece(*self.read(logits), self.n_bins))
 
     def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """ECE and MCE of one setting, observed and resampled."""
@@ -180,12 +220,12 @@ def dose_response(sweep: Sweep) -> pd.DataFrame:
     DataFrame
         ``direction``, ``layer``, ``alpha``, ``eta`` (alpha times the mean residual norm), ``mode``,
         ``position``, ``fold`` ("held-out": each question under the fit without its fold),
-        ``metric``, ``value``, ``ci_low``, ``ci_high``, ``n``.
+        ``metric``, ``value``, ``ci_low``, ``ci_high`` (NaN for random directions), ``n``.
     """
     rows = []
-    for mode in sweep.logits:
-        for name in sweep.names():
-            confidence, correct = sweep.scored(mode, name)
+    for mode in sweep.modes:
+        for name in [*sweep.variants, *sweep.random]:
+            confidence, correct = sweep.read(sweep.held_out(mode, name))
             for place, layer in enumerate(sweep.layers):
                 for index, alpha in enumerate(sweep.alphas):
                     setting = {
@@ -197,163 +237,96 @@ def dose_response(sweep: Sweep) -> pd.DataFrame:
                         "position": "answer",
                         "fold": "held-out",
                     }
-                    measured = _measure(sweep, confidence[place, index], correct[place, index])
+                    pair = confidence[place, index], correct[place, index]
+                    measured = _measure(sweep, *pair, with_interval=not name.startswith(RANDOM))
                     rows += [{**setting, **one} for one in measured]
     return pd.DataFrame(rows).assign(n=len(sweep.answer))
 
 
-def _measure(sweep: Sweep, confidence: np.ndarray, correct: np.ndarray) -> list[dict]:
-    rows = []
-    for metric, sample in sweep.errors(confidence, correct).items():
-        low, high = resampling.error_interval(sample)
-        rows.append((metric, sample.estimate, low, min(high, 1.0)))
-    for metric, values in sweep.means(confidence, correct).items():
-        low, high = resampling.interval(values.mean(), sweep.resampled_mean(values))
-        rows.append((metric, values.mean(), max(low, 0.0), min(high, 1.0)))
-    return [dict(zip(("metric", "value", "ci_low", "ci_high"), row, strict=True)) for row in rows]
+def _measure(sweep: Sweep, confidence, correct, with_interval: bool) -> list[dict]:
+    values = {
+        "ece": float(calibration.ece(confidence, correct, sweep.n_bins)),
+        "mce": float(calibration.mce(confidence, correct, sweep.n_bins)),
+        **{name: float(one.mean()) for name, one in sweep.means(confidence, correct).items()},
+    }
+    bounds = dict.fromkeys(values, (np.nan, np.nan))
+    if with_interval:
+        for metric, sample in sweep.errors(confidence, correct).items():
+            bounds[metric] = resampling.error_interval(sample)
+        for metric, one in sweep.means(confidence, correct).items():
+            bounds[metric] = resampling.interval(values[metric], sweep.resampled_mean(one))
+    return [
+        {"metric": name, "value": value, "ci_low": max(low, 0.0), "ci_high": min(high, 1.0)}
+        for (name, value), (low, high) in zip(values.items(), bounds.values(), strict=True)
+    ]
 
 
-def summarise(sweep: Sweep) -> list[dict]:
-    """Verdict for each estimator, mode and layer, at scales chosen without the scored questions.
+def dimension_table(
+    logits: np.ndarray,
+    answer: np.ndarray,
+    weights: np.ndarray,
+    layers: Sequence[int],
+    ranks: Sequence[int],
+    n_bins: int = 10,
+) -> pd.DataFrame:
+    """How many dimensions of the change from a layer to the last bring how much of its effect.
 
     Parameters
     ----------
-    sweep : Sweep
+    logits : array, shape (layers, n, ranks + 1, n_options)
+        Held-out readings of :func:`layercal.directions.patched` residuals by rank, the first rank
+        being 0; last those of layer L.
+    answer : array of int, shape (n,)
+    weights : array, shape (draws, n)
+    layers, ranks : sequence of int
+    n_bins : int
 
     Returns
     -------
-    list of dict
-        Baseline and steered ECE, MCE and accuracy, changes with paired 95 % intervals, the p-value
-        of the ECE change and the same adjusted for all rows (Holm), the null floor of the baseline,
-        the scales chosen, the same for the random directions under the same selection rule, the
-        outcome and a verdict in words.
+    DataFrame
+        ``layer``, ``rank``, ``accuracy``, ``ece``, ``share`` of the fall of ECE from the layer to L
+        with ``share_low`` and ``share_high`` (95 % percentile interval), and, the same in every row
+        of a layer, ``rank_90``, the first rank with a share of at least 0.9 (the largest tried if
+        there is none), with ``rank_90_low`` and ``rank_90_high``.
     """
-    rows = [
-        _summarise_one(sweep, name, mode, place)
-        for mode in sweep.logits
-        for name in sweep.estimators
-        for place in range(len(sweep.layers))
-    ]
-    for row, adjusted in zip(rows, resampling.holm([row["ece_p"] for row in rows]), strict=True):
-        row["ece_p_holm"] = float(adjusted)
-        row["outcome"] = _outcome(row)
-        row["verdict"] = _verdict(row)
-    return rows
+    rows = []
+    for layer, read in zip(layers, logits, strict=True):
+        confidence = softmax(read.astype(float), -1).max(-1).T
+        correct = (read.argmax(-1) == answer[:, None]).T.astype(float)
+        samples = [
+            resampling.ece_sample(c, right, weights, n_bins)
+            for c, right in zip(confidence, correct, strict=True)
+        ]
+        at_one = list(resampling.SCALES).index(1)
+        resampled = np.stack([sample.errors()[at_one] for sample in samples])
+        observed = np.array([sample.estimate for sample in samples])
+        with np.errstate(divide="ignore", invalid="ignore"):  # no fall, no share of it
+            share, shares = (
+                (one[0] - one[:-1]) / (one[0] - one[-1]) for one in (observed, resampled)
+            )
+        low, high = np.nanquantile(shares, [0.025, 0.975], axis=-1)
+        reached = _first_reached(share[:, None], ranks)[0]
+        reached_low, reached_high = np.quantile(_first_reached(shares, ranks), [0.025, 0.975])
+        rows += [
+            {
+                "layer": layer,
+                "rank": rank,
+                "accuracy": correct[place].mean(),
+                "ece": observed[place],
+                "share": share[place],
+                "share_low": low[place],
+                "share_high": high[place],
+                "rank_90": reached,
+                "rank_90_low": reached_low,
+                "rank_90_high": reached_high,
+            }
+            for place, rank in enumerate(ranks)
+        ]
+    return pd.DataFrame(rows)
 
 
-def _summarise_one(sweep: Sweep, name: str, mode: str, place: int) -> dict:
-    final = len(sweep.norms) - 1
-    confidence, correct = sweep.readings(mode, name)
-    none = list(sweep.alphas).index(0)
-    before = (confidence[0, place, none], correct[0, place, none])
-    *after, chosen = _select(sweep, confidence[:, place], correct[:, place])
-    found = {
-        "direction": name,
-        "mode": mode,
-        "layer": sweep.layers[place],
-        "read_at": READ_LAYER[mode](sweep.layers[place], final),
-        "n": len(sweep.answer),
-        "alphas": chosen,
-        **_changes(sweep, before, after),
-    }
-    uniform = np.random.default_rng(sweep.seed).random(sweep.weights.shape, np.float32)
-    null = sweep.errors(*before)["ece"].null([(uniform < before[0]).astype(np.float32)])
-    found["ece_null_mean"] = float(null.mean())
-    found["ece_null_high"] = float(np.quantile(null, 0.95))
-    found["ece_relative_change"] = found["ece_change"] / found["ece_before"]
-    found["accuracy_margin"] = sweep.accuracy_margin
-    found["accuracy_kept"] = resampling.equivalent(
-        found["accuracy_change_low"], found["accuracy_change_high"], sweep.accuracy_margin
-    )
-    controls = [_random_change(sweep, mode, place, r) for r in sweep.names()[-sweep.n_random :]]
-    found["random_relative_change_mean"] = float(np.mean(controls))
-    found["random_relative_change_best"] = float(np.min(controls))
-    found["random_n"] = len(controls)
-    return found
-
-
-def _changes(sweep: Sweep, before, after) -> dict:
-    """Each metric before and after, and its change with a paired interval."""
-    found = {}
-    errors = sweep.errors(*before), sweep.errors(*after)
-    for metric in errors[0]:
-        old, new = (side[metric] for side in errors)
-        change = resampling.error_difference(new, old)
-        found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
-        found[f"{metric}_p"] = change.p
-    means = sweep.means(*before), sweep.means(*after)
-    for metric in means[0]:
-        old, new = (side[metric] for side in means)
-        resampled = sweep.resampled_mean(new - old)
-        low, high = resampling.interval((new - old).mean(), resampled)
-        found |= _change(metric, old.mean(), new.mean(), low, high)
-    return found
-
-
-def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:
-    return {
-        f"{metric}_before": float(old),
-        f"{metric}_after": float(new),
-        f"{metric}_change": float(new - old),
-        f"{metric}_change_low": float(low),
-        f"{metric}_change_high": float(high),
-    }
-
-
-def _select(sweep: Sweep, confidence: np.ndarray, correct: np.ndarray):
-    return cross_select(
-        confidence, correct, sweep.fold, sweep.alphas, sweep.accuracy_margin, sweep.n_bins
-    )
-
-
-def _random_change(sweep: Sweep, mode: str, place: int, name: str) -> float:
-    """Relative ECE change of one random direction under the same selection rule."""
-    confidence, correct = (one[:, place] for one in sweep.readings(mode, name))
-    none = list(sweep.alphas).index(0)
-    before = calibration.ece(confidence[0, none], correct[0, none], sweep.n_bins)
-    *after, _ = _select(sweep, confidence, correct)
-    return float(calibration.ece(*after, sweep.n_bins) / before - 1)
-
-
-def _outcome(found: dict) -> str:
-    """Name of the outcome: nothing is called lowered or raised beyond Holm's level of 0.05."""
-    if found["ece_before"] <= found["ece_null_high"]:
-        return "nothing to gain"
-    if not any(found["alphas"]):
-        return "unchanged, no scale helps"
-    if found["ece_p_holm"] > 0.05:
-        return "undecided"
-    if found["ece_change"] < 0:
-        beats = found["ece_relative_change"] < found["random_relative_change_best"]
-        return "lowered" if beats else "lowered, as by random directions"
-    return "raised"
-
-
-def _verdict(found: dict) -> str:
-    where = (
-        f"{found['direction']} at layer {found['layer']}, {found['mode']} "
-        f"(read at layer {found['read_at']})"
-    )
-    if _outcome(found) == "nothing to gain":
-        return (
-            f"{where}: ECE {found['ece_before']:.3f} already stands at its null floor (a perfectly "
-            f"calibrated model shows {found['ece_null_mean']:.3f} on average and up to "
-            f"{found['ece_null_high']:.3f} with n = {found['n']}); nothing to gain at this n."
-        )
-    accuracy = (
-        f"accuracy changes by {found['accuracy_change']:+.3f} "
-        f"({found['accuracy_change_low']:+.3f} to {found['accuracy_change_high']:+.3f}), "
-        + (
-            f"kept within {found['accuracy_margin']}"
-            if found["accuracy_kept"]
-            else f"not shown to stay within {found['accuracy_margin']}"
-        )
-    )
-    return (
-        f"{where}: ECE {_outcome(found)}, {found['ece_before']:.3f} to {found['ece_after']:.3f} "
-        f"({found['ece_relative_change']:+.0%}; change {found['ece_change']:+.3f}, 95 % CI "
-        f"{found['ece_change_low']:+.3f} to {found['ece_change_high']:+.3f}, p = "
-        f"{found['ece_p_holm']:.2g} after Holm); random directions "
-        f"{found['random_relative_change_mean']:+.0%} on average, "
-        f"{found['random_relative_change_best']:+.0%} at best of {found['random_n']}; {accuracy}."
-    )
+def _first_reached(shares: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
+    """First rank of each column (ranks, draws) with a share of at least 0.9, else the last."""
+    there = shares >= 0.9
+    there[-1] = True
+    return np.asarray(ranks)[there.argmax(0)]

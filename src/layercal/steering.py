@@ -1,13 +1,15 @@
-"""Adding a direction to the residual stream at the answer position, and what it does.
+"""Changing the residual stream at the answer position by a direction, and what it does.
 
-A vector ``eta * v`` is added at layer l, with ``eta = alpha * mean ||h[l]||``, so that alpha means
-the same in every model. Two ways to read the effect: ``lens`` reads at the steered layer itself,
-``through-network`` runs the blocks above on the changed stream and reads at layer L.
+The paper's intervention adds ``eta * v`` at layer l, with ``eta = alpha * mean ||h[l]||``, so that
+alpha means the same in every model. Two ways to read the effect: ``lens`` reads at the steered
+layer itself, ``through-network`` runs the blocks above on the changed stream and reads at layer L.
+Each is read with the final norm live, and with its scale frozen at that of the unsteered stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +18,92 @@ from torch import Tensor
 from layercal.model import LensModel, Prefix
 
 READ_LAYER = {"lens": lambda layer, final: layer, "through-network": lambda layer, final: final}
+# added to a mode: read with the scale of the final norm frozen
+FROZEN = "-frozen"
+
+
+def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
+    """Add ``eta`` times a direction.
+
+    Parameters
+    ----------
+    h : Tensor, shape (d,)
+    basis : Tensor, shape (F, r, d)
+        Orthonormal rows of F fits; a direction is a basis of one.
+    eta : Tensor, shape (F, alphas)
+        Scale in units of the stream.
+    alphas : Tensor, shape (alphas,)
+        Scale in mean residual norms.
+
+    Returns
+    -------
+    Tensor, shape (F, alphas, d)
+    """
+    return h + eta[..., None] * basis[:, None, 0]
+
+
+def subtract(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
+    """Control: add the negated direction; parameters as in :func:`add`."""
+    return add(h, basis, -eta, alphas)
+
+
+def rotate(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
+    """Control: turn towards the direction, keeping the norm; parameters as in :func:`add`."""
+    moved = add(h, basis, eta, alphas)
+    return moved * (h.norm() / moved.norm(dim=-1, keepdim=True))
+
+
+def rescale(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
+    """Multiply the part in a subspace by ``1 + alpha``; -1 ablates it. Parameters as in add."""
+    return h + alphas[:, None] * ((h @ basis.mT)[:, None] @ basis)
+
+
+INTERVENTIONS: dict[str, Callable] = {
+    "add": add,
+    "subtract": subtract,
+    "rotate": rotate,
+    "rescale": rescale,
+}
+
+
+@dataclass
+class Variant:
+    """A direction, or subspace, and what is done with it.
+
+    Attributes
+    ----------
+    name : str
+        Of the direction; with the intervention, if that is not ``add``.
+    intervention : str
+        Of ``INTERVENTIONS``.
+    fits : Tensor, shape (K, K, layers or 1, r, d)
+        ``[f, g]`` did not see the folds f and g.
+    """
+
+    name: str
+    intervention: str
+    fits: Tensor
+
+    def basis(self, own: int, place: int) -> Tensor:
+        """Fits for the K outer folds that did not see a question's own fold; (K, r, d)."""
+        return self.fits[:, own, place if self.fits.shape[2] > 1 else 0]
+
+
+def variants(fitted: dict[str, Tensor]) -> list[Variant]:
+    """Everything that is done: each direction is added; the first one's controls; the subspace.
+
+    Parameters
+    ----------
+    fitted : dict of Tensor
+        ``directions.safetensors``: ``direction/<number>/<name>`` (K, K, layers or 1, d), the first
+        one primary; ``subspace`` (K, K, 1, r, d).
+    """
+    directions = sorted(key for key in fitted if key.startswith("direction/"))
+    found = [Variant(key.split("/", 2)[2], "add", fitted[key].unsqueeze(3)) for key in directions]
+    primary = found[0]
+    for how in ("subtract", "rotate", "rescale"):
+        found.append(Variant(f"{primary.name} ({how})", how, primary.fits))
+    return [*found, Variant("phase-subspace (rescale)", "rescale", fitted["subspace"])]
 
 
 def sweep_layers(peak: int, final: int, most: int) -> list[int]:
@@ -35,12 +123,12 @@ def steered_logits(
     model: LensModel,
     prefix: Prefix,
     layer: int,
-    vectors: Tensor,
+    changed: Tensor,
     option_ids: Tensor,
     mode: str,
     chunk: int = 512,
-) -> Tensor:
-    """Option logits of one prompt under many added vectors.
+) -> tuple[Tensor, Tensor]:
+    """Option logits of one prompt under many changes of its residual stream.
 
     Parameters
     ----------
@@ -48,96 +136,110 @@ def steered_logits(
     prefix : Prefix
         The prompt, run once.
     layer : int
-        Where the vectors are added.
-    vectors : Tensor, shape (S, d)
+        Where the stream is changed.
+    changed : Tensor, shape (S, d)
+        Residuals at ``layer``, one row a setting.
     option_ids : Tensor, shape (n_options,)
     mode : {"lens", "through-network"}
     chunk : int
-        Vectors that go through the network in one pass; bounds memory.
+        Settings that go through the network in one pass; bounds memory.
 
     Returns
     -------
-    Tensor, shape (S, n_options)
+    live, frozen : Tensor, shape (S, n_options)
+        With the final norm live, and with its scale frozen at that of the unsteered stream.
     """
-    changed = prefix.residuals[layer].float() + vectors.to(model.device)
     if mode == "through-network":
         changed = torch.cat(
             [model.continue_from(prefix, layer, part) for part in changed.split(chunk)]
         )
-    return model.option_logits(changed, option_ids).cpu()
+    unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)]
+    live = model.option_logits(changed, option_ids)
+    return live.cpu(), model.option_logits(changed, option_ids, frozen_at=unsteered).cpu()
+
+
+def changes(
+    h: Tensor,
+    steered: Sequence[Variant],
+    random: Tensor,
+    norms: Tensor,
+    alphas: Tensor,
+    own: int,
+    place: int,
+) -> Tensor:
+    """All changed residuals of one question at one layer.
+
+    Parameters
+    ----------
+    h : Tensor, shape (d,)
+    steered : sequence of Variant
+    random : Tensor, shape (R, d)
+    norms : Tensor, shape (K, K)
+        Mean residual norm at the layer, as each fit saw it.
+    alphas : Tensor, shape (alphas,)
+    own : int
+        The question's fold.
+    place : int
+        Of the layer among those swept.
+
+    Returns
+    -------
+    Tensor, shape (V, alphas, d)
+        For each variant the fits for the K outer folds, then the random directions.
+    """
+    eta = norms[:, own, None] * alphas
+    found = [
+        INTERVENTIONS[one.intervention](h, one.basis(own, place), eta, alphas) for one in steered
+    ]
+    return torch.cat([*found, add(h, random[:, None], eta[own].expand(len(random), -1), alphas)])
 
 
 def sweep_prompt(
     model: LensModel,
     input_ids: Sequence[int],
     option_ids: Tensor,
-    directions: Tensor,
-    norms: Tensor,
-    layers: Sequence[int],
+    fitted: dict[str, Tensor],
+    own: int,
     alphas: Sequence[float],
     modes: Sequence[str],
+    chunk: int = 512,
 ) -> dict[str, Tensor]:
-    """Sweep one prompt over directions, layers and scales.
+    """Sweep one prompt over variants, layers and scales.
 
     Parameters
     ----------
     model : LensModel
     input_ids : sequence of int
     option_ids : Tensor, shape (n_options,)
-    directions : Tensor, shape (V, d)
-        Unit vectors.
-    norms : Tensor, shape (V, L + 1)
-        Mean residual norms, as each direction's fit saw them.
-    layers : sequence of int
+    fitted : dict of Tensor
+        ``directions.safetensors``: as :func:`variants` reads it, with ``random`` (R, d), ``norms``
+        (K, K, L + 1) and ``layers``.
+    own : int
+        The question's fold.
     alphas : sequence of float
     modes : sequence of {"lens", "through-network"}
+    chunk : int
 
     Returns
     -------
     dict of Tensor, shape (V, layers, alphas, n_options)
-        One for each mode.
+        One for each mode, of all variants and random directions; and one for each mode with the
+        norm's scale frozen, of the variants alone.
     """
-    prefix = model.prefix(torch.tensor(input_ids))
-    scales = torch.tensor(alphas)
-    n_options = len(option_ids)
-    shape = (len(directions), len(layers), len(alphas), n_options)
-    found = {mode: torch.empty(shape) for mode in modes}
-    for place, layer in enumerate(layers):
-        eta = scales * norms[:, layer, None]
-        vectors = (eta[..., None] * directions[:, None]).flatten(0, 1)
-        # all settings of scale 0 are one and the same: run it once
-        moved = vectors.any(-1)
-        kept = torch.cat([vectors[moved], torch.zeros(1, vectors.shape[-1])])
+    prefix, steered = model.prefix(torch.tensor(input_ids)), variants(fitted)
+    scales, n_fitted = torch.tensor(alphas), len(steered) * len(fitted["norms"])
+    moved = scales != 0
+    found = {name: [] for mode in modes for name in (mode, mode + FROZEN)}
+    for place, layer in enumerate(fitted["layers"].tolist()):
+        h = prefix.residuals[layer].float().cpu()
+        norms = fitted["norms"][:, :, layer]
+        changed = changes(h, steered, fitted["random"], norms, scales, own, place)
+        # all settings of scale 0 are one and the same: it runs once
+        rows = torch.cat([changed[:, moved].flatten(0, 1), h[None]]).to(model.device)
         for mode in modes:
-            logits = steered_logits(model, prefix, layer, kept, option_ids, mode)
-            every = logits[-1].repeat(len(vectors), 1)
-            every[moved] = logits[:-1]
-            found[mode][:, place] = every.reshape(shape[0], shape[2], n_options)
-    return found
-
-
-def directions_of(
-    fitted: dict[str, Tensor], estimators: Sequence[str], row: int
-) -> tuple[Tensor, Tensor]:
-    """All directions that one question is steered by, with the norms that their scales refer to.
-
-    Parameters
-    ----------
-    fitted : dict of Tensor
-        ``fold`` (n,), ``norms`` (K, K, L + 1), ``random`` (R, d), and (K, K, d) an estimator.
-    estimators : sequence of str
-    row : int
-        The question.
-
-    Returns
-    -------
-    directions : Tensor, shape (V, d)
-        For each estimator the fits for the K outer folds, then the random directions.
-    norms : Tensor, shape (V, L + 1)
-    """
-    own = int(fitted["fold"][row])
-    random = fitted["random"]
-    directions = torch.cat([*(fitted[name][:, own] for name in estimators), random])
-    norms = fitted["norms"][:, own]
-    norms = torch.cat([*(norms for _ in estimators), norms[own].expand(len(random), -1)])
-    return directions, norms
+            read = steered_logits(model, prefix, layer, rows, option_ids, mode, chunk)
+            for name, logits in zip((mode, mode + FROZEN), read, strict=True):
+                every = logits[-1].repeat(*changed.shape[:2], 1)
+                every[:, moved] = logits[:-1].reshape(len(changed), -1, len(option_ids))
+                found[name].append(every if name == mode else every[:n_fitted])
+    return {name: torch.stack(layers, 1) for name, layers in found.items()}

@@ -39,6 +39,9 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
     paper = read("config/paper.yaml")
     check(paper, schema, models, questions)
     assert len(paper["models"]) == 4
+    assert paper["directions"].pop("transfer")["models"] == paper["models"][1:]
+    assert not CONFIG["directions"]["transfer"]["models"]
+    paper["directions"]["transfer"] = CONFIG["directions"]["transfer"]
     own = {"models", "questions", "extract"}
     assert {key for key in CONFIG if paper[key] != CONFIG[key]} == own
     assert {**paper["extract"], "shards": 4} == CONFIG["extract"]

@@ -1,6 +1,5 @@
 """Steering in one masked pass against one full pass a setting, with a hook written here."""
 
-import pytest
 import torch
 
 from layercal import directions, model, steering
@@ -29,8 +28,14 @@ def test_masked_pass_equals_full_passes(tiny_model):
     vectors = 3 * torch.randn(7, read.width, generator=torch.Generator().manual_seed(1))
     for layer in range(1, read.n_layers + 1):
         for chunk in (2, 512):
-            found = steering.steered_logits(
-                read, prefix, layer, vectors, OPTIONS, "through-network", chunk
+            found, _ = steering.steered_logits(
+                read,
+                prefix,
+                layer,
+                prefix.residuals[layer] + vectors,
+                OPTIONS,
+                "through-network",
+                chunk,
             )
             expected = torch.stack([naive_steered(tiny_model, layer, v) for v in vectors])
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -50,31 +55,86 @@ def test_prefix_is_left_as_it_was(tiny_model):
 def test_lens_mode_reads_at_the_steered_layer(tiny_model):
     read = model.LensModel(tiny_model)
     prefix = read.prefix(torch.tensor(IDS))
-    vector = torch.randn(1, read.width)
-    found = steering.steered_logits(read, prefix, 3, vector, OPTIONS, "lens")
-    expected = read.unembed(prefix.residuals[3] + vector[0])[OPTIONS]
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+    changed = prefix.residuals[3] + torch.randn(1, read.width)
+    live, frozen = steering.steered_logits(read, prefix, 3, changed, OPTIONS, "lens")
+    torch.testing.assert_close(live[0], read.unembed(changed[0])[OPTIONS], atol=1e-5, rtol=1e-5)
+    expected = read.option_logits(changed, OPTIONS, frozen_at=prefix.residuals[3])
+    torch.testing.assert_close(frozen, expected)
+    assert (live - frozen).abs().max() > 1e-3
 
 
-def test_sweep_adds_alpha_times_the_mean_norm(tiny_model):
-    read = model.LensModel(tiny_model)
-    h = read.residuals(torch.tensor([IDS]))
-    vectors = directions.random_directions(2, read.width, 0)
-    norms = directions.mean_norms(h).expand(2, -1)
-    found = steering.sweep_prompt(
-        read, IDS, OPTIONS, vectors, norms, [2, 5], [-1.0, 0, 0.5], ["through-network", "lens"]
+def fits(width, layers=2, folds=3, rank=1, seed=0):
+    """Made-up fits: of K x K fold pairs, unit vectors or orthonormal bases."""
+    drawn = torch.randn(
+        folds, folds, layers, width, rank, generator=torch.Generator().manual_seed(seed)
     )
-    for v in range(2):
-        for place, layer in enumerate([2, 5]):
-            for a, alpha in enumerate([-1.0, 0, 0.5]):
-                moved = alpha * h[0, layer].norm() * vectors[v]
-                torch.testing.assert_close(
-                    found["through-network"][v, place, a],
-                    naive_steered(tiny_model, layer, moved),
-                    atol=1e-4,
-                    rtol=1e-4,
-                )
+    return torch.linalg.qr(drawn).Q.mT
+
+
+def test_sweep_is_each_change_in_a_full_pass(tiny_model):
+    read = model.LensModel(tiny_model)
+    h = read.residuals(torch.tensor([IDS]))[0]
+    norms = h.norm(dim=-1) * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2))
+    fitted = {
+        "direction/000/first": fits(read.width)[..., 0, :],
+        "direction/001/second": fits(read.width, layers=1, seed=1)[..., 0, :],
+        "subspace": fits(read.width, layers=1, rank=3),
+        "random": directions.random_directions(2, read.width, 0),
+        "norms": norms,
+        "layers": torch.tensor([2, 5]),
+    }
+    alphas, own = [-1.0, 0, 0.5], 1
+    names = [one.name for one in steering.variants(fitted)]
+    assert names == ["first", "second"] + [
+        f"first ({how})" for how in ("subtract", "rotate", "rescale")
+    ] + ["phase-subspace (rescale)"]
+    modes = ["through-network", "lens"]
+    found = steering.sweep_prompt(read, IDS, OPTIONS, fitted, own, alphas, modes, chunk=7)
+    assert found["lens"].shape == (6 * 3 + 2, 2, 3, 4)
+    assert found["lens-frozen"].shape == found["through-network-frozen"].shape == (6 * 3, 2, 3, 4)
+    for place, layer in enumerate([2, 5]):
+        at, first = h[layer], fitted["direction/000/first"][:, own, place]
+        for fold in range(3):
+            for a, alpha in enumerate(alphas):
+                eta = alpha * norms[fold, own, layer]
+                turned = at + eta * first[fold]
+                one, basis = first[fold], fitted["subspace"][fold, own, 0]
+                moves = [
+                    eta * one,
+                    eta * fitted["direction/001/second"][fold, own, 0],
+                    -eta * one,
+                    turned * at.norm() / turned.norm() - at,
+                    alpha * (at @ one) * one,
+                    alpha * basis.T @ basis @ at,
+                ]
+                for variant, move in enumerate(moves):
+                    torch.testing.assert_close(
+                        found["through-network"][3 * variant + fold, place, a],
+                        naive_steered(tiny_model, layer, move),
+                        atol=1e-4,
+                        rtol=1e-4,
+                    )
+        for r in range(2):
+            move = 0.5 * norms[own, own, layer] * fitted["random"][r]
+            torch.testing.assert_close(
+                found["through-network"][18 + r, place, 2],
+                naive_steered(tiny_model, layer, move),
+                atol=1e-4,
+                rtol=1e-4,
+            )
     torch.testing.assert_close(found["lens"][:, 1], found["through-network"][:, 1])
+    # ablating the subspace leaves nothing of the stream in it
+    (gone,) = steering.rescale(h[2], fitted["subspace"][:1, own, 0], None, torch.tensor([-1.0]))[0]
+    torch.testing.assert_close(
+        fitted["subspace"][0, own, 0] @ gone, torch.zeros(3), atol=1e-4, rtol=0
+    )
+
+
+def test_turning_keeps_the_norm():
+    h, basis = torch.randn(8), fits(8)[:, 0, 0]
+    turned = steering.rotate(h, basis, torch.tensor([[0.0, 3.0]] * 3), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(turned.norm(dim=-1), h.norm().expand(3, 2))
+    torch.testing.assert_close(turned[:, 0], h.expand(3, 8))
 
 
 def test_sweep_layers_keep_both_ends():
@@ -82,61 +142,3 @@ def test_sweep_layers_keep_both_ends():
     assert steering.sweep_layers(30, 30, 8) == [30]
     thinned = steering.sweep_layers(3, 30, 4)
     assert thinned == [3, 12, 21, 30]
-
-
-@pytest.fixture
-def residuals():
-    return torch.randn(40, 6, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
-
-
-def test_update_mean_equals_a_loop(residuals):
-    total = torch.zeros(8)
-    for question in residuals:
-        for layer in (3, 4, 5):
-            update = question[layer] - question[layer - 1]
-            total += update / update.norm()
-    expected = total / total.norm()
-    torch.testing.assert_close(directions.update_mean(residuals, 3), expected)
-
-
-def test_cross_fit_leaves_out_both_folds(residuals):
-    fold = torch.arange(40) % 4
-    fitted = directions.cross_fit(lambda r: directions.update_mean(r, 3), residuals, fold, 4)
-    assert fitted.shape == (4, 4, 8)
-    for f in range(4):
-        for g in range(4):
-            kept = residuals[[i for i in range(40) if i % 4 not in (f, g)]]
-            torch.testing.assert_close(fitted[f, g], directions.update_mean(kept, 3))
-
-
-def test_directions_of_a_question_never_saw_its_fold(residuals):
-    fold = torch.arange(40) % 4
-
-    def fits(r):
-        return directions.cross_fit(lambda s: directions.update_mean(s, 3), r, fold, 4)
-
-    norms = directions.cross_fit(directions.mean_norms, residuals, fold, 4)
-    random = directions.random_directions(3, 8, 0)
-    changed = residuals.clone()
-    changed[fold == 1] = torch.randn(10, 6, 8)
-    changed_norms = directions.cross_fit(directions.mean_norms, changed, fold, 4)
-    one = steering.directions_of(
-        {"fold": fold, "norms": norms, "random": random, "update-mean": fits(residuals)},
-        ["update-mean"],
-        5,
-    )
-    other = steering.directions_of(
-        {"fold": fold, "norms": changed_norms, "random": random, "update-mean": fits(changed)},
-        ["update-mean"],
-        5,
-    )
-    assert fold[5] == 1 and one[0].shape == (7, 8)
-    torch.testing.assert_close(one[0], other[0])
-    torch.testing.assert_close(one[1], other[1])
-
-
-def test_random_directions_are_units_and_repeat():
-    drawn = directions.random_directions(5, 64, 3)
-    torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(5))
-    torch.testing.assert_close(drawn, directions.random_directions(5, 64, 3))
-    assert (drawn @ drawn.T - torch.eye(5)).abs().max() < 0.7

@@ -1,5 +1,7 @@
-# REQUIRED INPUTS: results/extract/{model}/{questions}/
-# OUTPUTS: results/directions/{model}/{questions}/directions.safetensors, directions.parquet
+# REQUIRED INPUTS: results/extract/{model}/{questions}/, results/lens/{model}/{questions}/,
+#                  resources/models/{model}/
+# OUTPUTS: results/directions/{model}/{questions}/directions.safetensors, directions.parquet,
+#          dimensions.parquet
 
 
 rule directions:
@@ -11,39 +13,93 @@ rule directions:
         ),
 
 
+def transfer_sources(wildcards):
+    """Other question sets of this model, and other models on this set: model/questions."""
+    asked = config["directions"]["transfer"]
+    sets = [f"{wildcards.model}/{one}" for one in asked["questions"]]
+    models = [f"{one}/{wildcards.questions}" for one in asked["models"]]
+    own = f"{wildcards.model}/{wildcards.questions}"
+    return [pair for pair in sets + models if pair != own]
+
+
 rule fit_directions:
     input:
+        manifest="resources/models/{model}/manifest.json",
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         residuals=expand(
             "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
+        options="results/lens/{model}/{questions}/options.parquet",
+        phase="results/lens/{model}/{questions}/phase.json",
+        source_prompts=lambda wildcards: expand(
+            "results/extract/{pair}/prompts.parquet", pair=transfer_sources(wildcards)
+        ),
+        source_residuals=lambda wildcards: expand(
+            "results/extract/{pair}/residuals-{shard}.safetensors",
+            pair=transfer_sources(wildcards),
+            shard=SHARDS,
+        ),
         code=expand(
             "src/layercal/{module}.py",
-            module=["directions", "questions", "sources", "stages/directions"],
+            module=[
+                "calibration",
+                "directions",
+                "evaluation",
+                "model",
+                "phase",
+                "questions",
+                "resampling",
+                "sources",
+                "steering",
+                "structure",
+                "stages/directions",
+            ],
         ),
     output:
         vectors="results/directions/{model}/{questions}/directions.safetensors",
         table="results/directions/{model}/{questions}/directions.parquet",
+        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
     log:
         "logs/directions/{model}/{questions}.log",
     benchmark:
         "logs/benchmarks/directions/{model}/{questions}.tsv"
     conda:
         "../../envs/cpu.yaml"
-    threads: 1
+    threads: workflow.cores
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=12000,
+        runtime=60,
+        gpu=int(config["extract"]["device"] == "cuda"),
     params:
         estimators=config["directions"]["estimators"],
         blocks=config["directions"]["blocks"],
-        folds=config["folds"],
+        ranks=config["directions"]["ranks"],
         random=config["directions"]["random"],
+        max_layers=config["steering"]["max_layers"],
+        min_group=(
+            f"--min-group {config['calibration']['min_group']}"
+            if config["directions"]["transfer"]["categories"]
+            else ""
+        ),
+        sources=transfer_sources,
+        tolerance=config["phase"]["tolerance"],
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        folds=config["folds"],
         seed=config["seed"],
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
     message:
         "Fitting directions of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.directions --prompts {input.prompts}"
-        " --residuals {input.residuals} --estimators {params.estimators}"
-        " --blocks {params.blocks} --folds {params.folds} --random {params.random}"
-        " --seed {params.seed} --out {output.vectors} --table {output.table} --log {log}"
+        "python -m layercal.stages.directions --manifest {input.manifest}"
+        " --prompts {input.prompts} --residuals {input.residuals} --options {input.options}"
+        " --phase {input.phase} --estimators {params.estimators} --blocks {params.blocks}"
+        " --ranks {params.ranks} --random {params.random} --max-layers {params.max_layers}"
+        " {params.min_group} --sources {params.sources} --source-prompts {input.source_prompts}"
+        " --source-residuals {input.source_residuals} --tolerance {params.tolerance}"
+        " --n-bins {params.n_bins} --draws {params.draws} --folds {params.folds}"
+        " --seed {params.seed} --dtype {params.dtype} --device {params.device}"
+        " --quantize {params.quantize} --threads {threads} --out {output.vectors}"
+        " --table {output.table} --dimensions {output.dimensions} --log {log}"

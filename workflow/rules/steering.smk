@@ -18,7 +18,6 @@ rule steer_prompts:
         manifest="resources/models/{model}/manifest.json",
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         directions="results/directions/{model}/{questions}/directions.safetensors",
-        phase="results/lens/{model}/{questions}/phase.json",
         code=expand(
             "src/layercal/{module}.py",
             module=["model", "sources", "steering", "structure", "stages/steer"],
@@ -37,10 +36,9 @@ rule steer_prompts:
         runtime=240,
         gpu=int(config["extract"]["device"] == "cuda"),
     params:
-        estimators=config["directions"]["estimators"],
         alphas=config["steering"]["alphas"],
         modes=config["steering"]["modes"],
-        max_layers=config["steering"]["max_layers"],
+        chunk=config["steering"]["chunk"],
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
         quantize=config["extract"]["quantize"],
@@ -48,9 +46,9 @@ rule steer_prompts:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
         "python -m layercal.stages.steer --manifest {input.manifest} --prompts {input.prompts}"
-        " --shard {wildcards.shard} --directions {input.directions} --phase {input.phase}"
-        " --estimators {params.estimators} --alphas {params.alphas} --modes {params.modes}"
-        " --max-layers {params.max_layers} --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
+        " --shard {wildcards.shard} --directions {input.directions}"
+        " --alphas {params.alphas} --modes {params.modes} --chunk {params.chunk}"
+        " --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
         " --threads {threads} --out {output.logits} --log {log}"
 
 
@@ -58,19 +56,27 @@ rule evaluate_steering:
     input:
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         directions="results/directions/{model}/{questions}/directions.safetensors",
+        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
+        phase="results/lens/{model}/{questions}/phase.json",
         logits=expand(
             "results/steering/{{model}}/{{questions}}/logits-{shard}.safetensors", shard=SHARDS
         ),
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "baselines",
                 "calibration",
+                "directions",
                 "evaluation",
                 "model",
+                "phase",
+                "questions",
+                "readings",
                 "resampling",
                 "sources",
                 "steering",
                 "structure",
+                "verdicts",
                 "stages/sweep",
             ],
         ),
@@ -89,8 +95,10 @@ rule evaluate_steering:
         runtime=30,
     params:
         estimators=config["directions"]["estimators"],
+        ranks=config["directions"]["ranks"],
         alphas=config["steering"]["alphas"],
         accuracy_margin=config["steering"]["accuracy_margin"],
+        min_group=config["calibration"]["min_group"],
         n_bins=config["calibration"]["n_bins"][0],
         draws=config["calibration"]["draws"],
         seed=config["seed"],
@@ -98,8 +106,9 @@ rule evaluate_steering:
         "Evaluating steering of {wildcards.model} on {wildcards.questions}"
     shell:
         "python -m layercal.stages.sweep --prompts {input.prompts}"
-        " --directions {input.directions} --logits {input.logits}"
-        " --estimators {params.estimators} --alphas {params.alphas}"
+        " --directions {input.directions} --dimensions {input.dimensions} --phase {input.phase}"
+        " --logits {input.logits} --estimators {params.estimators} --ranks {params.ranks}"
+        " --alphas {params.alphas} --min-group {params.min_group}"
         " --accuracy-margin {params.accuracy_margin} --n-bins {params.n_bins}"
         " --draws {params.draws} --seed {params.seed} --out {output.sweep}"
         " --summary {output.summary} --log {log}"

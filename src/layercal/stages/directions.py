@@ -1,51 +1,157 @@
-"""Fit calibration directions, cross-fitted, and draw their random controls."""
+"""Fit calibration directions, cross-fitted, with their controls; say how many dimensions matter."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save
+from tqdm import tqdm
 
-from layercal import directions, questions, sources, stages
+from layercal import directions, evaluation, questions, resampling, sources, stages, steering
+from layercal.directions import FROM
 
 
 def main() -> None:
     """Run the stage."""
     made = stages.parser("directions", __doc__)
+    stages.add_model_options(made)
     made.add_argument("--prompts", type=Path, required=True)
     made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
+    made.add_argument("--options", type=Path, required=True, help="options.parquet")
+    made.add_argument("--phase", type=Path, required=True, help="phase.json")
     made.add_argument(
-        "--estimators", nargs="+", choices=sorted(directions.ESTIMATORS), default=["update-mean"]
+        "--estimators", nargs="+", choices=[*directions.ESTIMATORS, "phase-pca"], required=True
     )
     made.add_argument("--blocks", type=int, default=3, help="block updates, from the last")
+    made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="of phase-pca")
+    made.add_argument("--max-layers", type=int, default=8, help="layers to steer at")
+    made.add_argument("--min-group", type=int, default=None, help="fit each category this large")
+    made.add_argument("--sources", nargs="*", default=[], help="names of other sets and models")
+    made.add_argument("--source-prompts", type=Path, nargs="*", default=[])
+    made.add_argument("--source-residuals", type=Path, nargs="*", default=[], help="shards of each")
     made.add_argument("--folds", type=int, default=5)
     made.add_argument("--random", type=int, default=20, help="random control directions")
+    made.add_argument("--tolerance", type=float, default=0.02, help="of the decision layer")
+    made.add_argument("--n-bins", type=int, default=10)
+    made.add_argument("--draws", type=int, default=1000)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, required=True, help="directions.safetensors to write")
     made.add_argument("--table", type=Path, required=True, help="directions.parquet to write")
+    made.add_argument("--dimensions", type=Path, required=True, help="dimensions.parquet to write")
     stages.run(stage, made)
 
 
 def stage(args) -> None:
-    """Write the vectors, the mean residual norms each fit saw, and a table of the fits."""
-    clusters = pd.read_parquet(args.prompts)["cluster"].tolist()
-    residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
-    fold = torch.tensor(questions.folds(clusters, args.folds, args.seed))
+    """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
+    prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
+    split = _split(args, prompts)
+    layers = steering.sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
+    clusters = prompts["cluster"].tolist()
+    fold = np.array(questions.folds(clusters, args.folds, args.seed))
+    fits = _fits(args, split, prompts, fold, dict(zip(clusters, fold, strict=True)))
+    fitted = {}
+    for name, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
+
+        def at_layers(part, fit=fit):
+            return fit(part, layers)
+
+        fitted[name] = directions.cross_fit(at_layers, some, some_fold, args.folds)
+    primary = next(iter(fitted.values()))
+    rows = [
+        row
+        for name, one in fitted.items()
+        for row in directions.describe(name, one, primary, split, layers)
+    ]
+
+    def subspace(part):
+        basis = directions.principal(part, part.peak, max(args.ranks))
+        lacking = max(args.ranks) - len(basis)
+        return torch.nn.functional.pad(basis, (0, 0, 0, lacking))[None]
+
     written = {
-        "fold": fold,
-        "random": directions.random_directions(args.random, residuals.shape[-1], args.seed),
-        "norms": directions.cross_fit(directions.mean_norms, residuals, fold, args.folds),
+        **{f"direction/{i:03d}/{name}": one for i, (name, one) in enumerate(fitted.items())},
+        "subspace": directions.cross_fit(subspace, split, fold, args.folds),
+        "random": directions.random_directions(args.random, split.residuals.shape[-1], args.seed),
+        "norms": directions.cross_fit(directions.mean_norms, split, fold, args.folds),
+        "fold": torch.tensor(fold),
+        "layers": torch.tensor(layers),
     }
-    rows = []
-    for name in args.estimators:
-
-        def fit(some, estimate=directions.ESTIMATORS[name]):
-            return estimate(some, args.blocks)
-
-        written[name] = directions.cross_fit(fit, residuals, fold, args.folds)
-        rows += directions.describe(name, written[name], residuals, args.blocks)
+    dimensions = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
     sources.write_atomically(args.out, save(written))
     sources.write_atomically(args.table, pd.DataFrame(rows).to_parquet(index=False))
+    sources.write_atomically(args.dimensions, dimensions.to_parquet(index=False))
+
+
+def _split(args, prompts: pd.DataFrame) -> directions.Split:
+    options = pd.read_parquet(args.options)
+    letters = [name for name in options if name.startswith("logit_")]
+    return directions.Split(
+        residuals=torch.cat([load_file(path)["residuals"] for path in args.residuals]),
+        logits=options[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
+        answer=prompts["answer"].to_numpy(),
+        option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
+        model=stages.load_model(args),
+        blocks=args.blocks,
+        tolerance=args.tolerance,
+    )
+
+
+def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
+    """Name -> estimator, the questions that it is fitted on, and their folds."""
+    fits = {
+        name: (fit, split, fold)
+        for name, fit in directions.estimators(args.estimators, args.ranks).items()
+    }
+    fits["middle-mean"] = directions.middle_mean, split, fold
+    counts = prompts["category"].value_counts()
+    for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
+        inside = (prompts["category"] == category).to_numpy()
+        name = f"update-mean{FROM}category:{category}"
+        fits[name] = directions.update_mean, split.take(inside), fold[inside]
+    for name, path, shards in zip(
+        args.sources,
+        args.source_prompts,
+        np.array_split(args.source_residuals, max(len(args.sources), 1)),
+        strict=False,
+    ):
+        other = torch.cat([load_file(shard)["residuals"] for shard in shards])
+        if other.shape[1:] != split.residuals.shape[1:]:
+            stages.log.info("%s: of another width or depth, left out", name)
+            continue
+        # a question of the source that is steered here, too, keeps the fold it has here
+        of_other = [fold_of.get(one, -1) for one in pd.read_parquet(path)["cluster"]]
+        unread = np.zeros((len(other), 0, 0)), np.zeros(len(other), int)
+        source = replace(split, residuals=other, logits=unread[0], answer=unread[1])
+        fits[f"update-mean{FROM}{name}"] = directions.update_mean, source, np.array(of_other)
+    return fits
+
+
+def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
+    """Held-out readings of patched residuals by rank, and what they amount to."""
+    n = len(fold)
+    ranks = [0, *(2**power for power in range(split.residuals.shape[-1].bit_length()))]
+    ranks = [rank for rank in ranks if rank <= min(n, split.residuals.shape[-1])]
+    lacking = np.isneginf(split.logits[:, 0])[:, None]
+    final = split.logits[:, -1:]
+    by_layer = []
+    for layer in layers:
+        patched = torch.empty(n, len(ranks), split.residuals.shape[-1])
+        for f in range(args.folds):
+            basis = directions.principal(split.take(fold != f), layer, ranks[-1])
+            inside = fold == f
+            patched[inside] = directions.patched(split.take(inside), basis, layer, ranks)
+        with torch.inference_mode():
+            read = split.model.option_logits(patched, split.option_ids).cpu().numpy()
+        by_layer.append(np.concatenate([np.where(lacking, -np.inf, read), final], 1))
+    weights = resampling.cluster_weights(
+        pd.factorize(pd.Series(clusters))[0], args.draws, args.seed
+    )
+    return evaluation.dimension_table(
+        np.stack(by_layer), split.answer, weights, layers, ranks, args.n_bins
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Steer the prompts of one shard over all directions, layers, scales and modes."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +18,9 @@ def main() -> None:
     made.add_argument("--prompts", type=Path, required=True)
     made.add_argument("--shard", type=int, required=True)
     made.add_argument("--directions", type=Path, required=True, help="directions.safetensors")
-    made.add_argument("--phase", type=Path, required=True, help="phase.json")
-    made.add_argument("--estimators", nargs="+", default=["update-mean"])
     made.add_argument("--alphas", type=float, nargs="+", required=True)
     made.add_argument("--modes", nargs="+", choices=sorted(steering.READ_LAYER), required=True)
-    made.add_argument("--max-layers", type=int, default=8)
+    made.add_argument("--chunk", type=int, default=512, help="settings in one pass; bounds memory")
     made.add_argument("--out", type=Path, required=True, help="logits (safetensors) to write")
     stages.run(stage, made)
 
@@ -31,35 +28,32 @@ def main() -> None:
 def stage(args) -> None:
     """Write, per mode, logits of shape (n, directions, layers, alphas, options).
 
-    They are -inf for options that a question has not.
-    The directions of a question are, for each estimator, its K fits (one an outer fold), then the
-    random ones.
+    They are -inf for options that a question has not. The directions of a question are, for each
+    variant of ``steering.variants``, its K fits (one an outer fold), then the random ones, which
+    those with the final norm frozen have not.
     """
-    prompts = pd.read_parquet(args.prompts)
+    prompts, fitted = pd.read_parquet(args.prompts), load_file(args.directions)
     inside = (prompts["shard"] == args.shard).to_numpy()
-    fitted, phase = load_file(args.directions), json.loads(args.phase.read_text())
-    layers = steering.sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
     model = stages.load_model(args)
     n_options = prompts["option_ids"].map(len).max()
     logits = []
     label = f"{args.manifest.parent.name}: steering, shard {args.shard}"
     for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
-        directions, norms = steering.directions_of(fitted, args.estimators, int(row))
         option_ids = torch.tensor(prompts["option_ids"].iloc[row])
         found = steering.sweep_prompt(
             model,
             prompts["input_ids"].iloc[row],
             option_ids,
-            directions,
-            norms,
-            layers,
+            fitted,
+            int(fitted["fold"][row]),
             args.alphas,
             args.modes,
+            args.chunk,
         )
         lacking = (0, n_options - len(option_ids))
-        logits.append({mode: pad(one, lacking, value=-torch.inf) for mode, one in found.items()})
-    written = {mode: torch.stack([one[mode] for one in logits]) for mode in args.modes}
-    sources.write_atomically(args.out, save({**written, "layers": torch.tensor(layers)}))
+        logits.append({name: pad(one, lacking, value=-torch.inf) for name, one in found.items()})
+    written = {name: torch.stack([one[name] for one in logits]) for name in logits[0]}
+    sources.write_atomically(args.out, save(written))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate the steered readings: dose-response with intervals, and the cross-fitted verdicts."""
+"""Evaluate the steered readings: dose-response with intervals, verdicts, transfer and claims."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from layercal import evaluation, sources, stages
+from layercal import directions, evaluation, readings, sources, stages, steering, verdicts
 
 
 def main() -> None:
@@ -15,10 +15,14 @@ def main() -> None:
     made = stages.parser("sweep", __doc__)
     made.add_argument("--prompts", type=Path, required=True)
     made.add_argument("--directions", type=Path, required=True, help="directions.safetensors")
+    made.add_argument("--dimensions", type=Path, required=True, help="dimensions.parquet")
+    made.add_argument("--phase", type=Path, required=True, help="phase.json")
     made.add_argument("--logits", type=Path, nargs="+", required=True, help="shards, in order")
-    made.add_argument("--estimators", nargs="+", default=["update-mean"])
+    made.add_argument("--estimators", nargs="+", required=True, help="that a claim may rest on")
+    made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="of phase-pca")
     made.add_argument("--alphas", type=float, nargs="+", required=True)
     made.add_argument("--accuracy-margin", type=float, default=0.02)
+    made.add_argument("--min-group", type=int, default=30)
     made.add_argument("--n-bins", type=int, default=10)
     made.add_argument("--draws", type=int, default=1000)
     made.add_argument("--seed", type=int, default=0)
@@ -29,32 +33,55 @@ def main() -> None:
 
 def stage(args) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
-    fitted, prompts = load_file(args.directions), pd.read_parquet(args.prompts)
+    prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
+    sweep = _sweep(args, prompts)
+    estimators = list(directions.estimators(args.estimators, args.ranks))
+    above_chance = phase["accuracy_final_low"] > phase["chance"]
+    rows = verdicts.summarise(sweep, estimators, above_chance)
+    groups = {
+        name: inside
+        for name, inside in readings.groups(prompts).items()
+        if inside.sum() >= args.min_group and not name.startswith("subject:")
+    }
+    for name in (one for one in groups if one.startswith("language:")):
+        rows += verdicts.summarise(sweep.take(groups[name]), estimators, above_chance, name)
+    fitted_on = {
+        name: source
+        for name in sweep.variants
+        if (source := name.partition(directions.FROM)[2]) in groups
+    }
+    of_kind = {name: one for name, one in groups.items() if name in fitted_on.values()}
+    summary = {
+        "claims": verdicts.claims(
+            phase, [row for row in rows if row["group"] == "all"], pd.read_parquet(args.dimensions)
+        ),
+        "verdicts": rows,
+        "transfer": verdicts.transfer(sweep, of_kind, fitted_on),
+    }
+    sources.write_atomically(args.out, evaluation.dose_response(sweep).to_parquet(index=False))
+    sources.write_atomically(args.summary, json.dumps(summary, indent=2) + "\n")
+    for claim in summary["claims"]:
+        stages.log.info("%(claim)s: %(outcome)s. %(evidence)s", claim)
+
+
+def _sweep(args, prompts: pd.DataFrame) -> evaluation.Sweep:
+    fitted = load_file(args.directions)
     shards = [load_file(path) for path in args.logits]
-    layers = shards[0].pop("layers").tolist()
-    sweep = evaluation.Sweep(
-        logits={
-            mode: torch.cat([shard[mode] for shard in shards]).numpy()
-            for mode in shards[0]
-            if mode != "layers"
-        },
+    return evaluation.Sweep(
+        logits={name: torch.cat([one[name] for one in shards]).numpy() for name in shards[0]},
         answer=prompts["answer"].to_numpy(),
         fold=fitted["fold"].numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
         norms=fitted["norms"].diagonal().mean(-1).numpy(),
-        estimators=args.estimators,
-        layers=layers,
+        variants=[one.name for one in steering.variants(fitted)],
+        layers=fitted["layers"].tolist(),
         alphas=args.alphas,
         accuracy_margin=args.accuracy_margin,
+        n_folds=len(fitted["norms"]),
         n_bins=args.n_bins,
         draws=args.draws,
         seed=args.seed,
     )
-    sources.write_atomically(args.out, evaluation.dose_response(sweep).to_parquet(index=False))
-    summary = evaluation.summarise(sweep)
-    sources.write_atomically(args.summary, json.dumps(summary, indent=2) + "\n")
-    for row in summary:
-        stages.log.info("%s", row["verdict"])
 
 
 if __name__ == "__main__":

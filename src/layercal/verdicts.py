@@ -1,0 +1,414 @@
+"""What steering amounts to: verdicts with intervals, shares that survive the controls, claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from layercal import baselines, resampling
+from layercal.directions import FROM
+from layercal.evaluation import Sweep, cross_select
+from layercal.steering import FROZEN, READ_LAYER
+
+# a layer that is chosen with the scale, on the same questions
+SELECTED = "selected"
+
+
+def kind(name: str, estimators: Sequence[str]) -> str:
+    """Whether a direction is an estimator, a transfer, a control or a baseline.
+
+    Only estimators are candidates for a claim. Each kind is a family of its own in Holm's
+    correction.
+    """
+    if name in baselines.BASELINES:
+        return "baseline"
+    if FROM in name:
+        return "transfer"
+    return "estimator" if name in estimators else "control"
+
+
+def summarise(
+    sweep: Sweep, estimators: Sequence[str], above_chance: bool, group: str = "all"
+) -> list[dict]:
+    """Verdict for each variant, mode and layer, at scales chosen without the scored questions.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    estimators : sequence of str
+        Variants that a claim may rest on; the others are controls.
+    above_chance : bool
+        Whether the model's final accuracy lies above chance; if not, nothing is claimed.
+    group : str
+        What the questions of the sweep are.
+
+    Returns
+    -------
+    list of dict
+        Baseline and steered ECE, MCE and accuracy, changes with paired 95 % intervals, the p-value
+        of the ECE change and the same adjusted for all rows of its kind (Holm), the null floor of
+        the baseline, the scales chosen, the same for the random directions under the same selection
+        rule, the gain that is left with the norm frozen and beyond temperature scaling, the outcome
+        and a verdict in words. Through the network, one row more leaves the layer, too, to the
+        choice; baselines recalibrate the logits that are read.
+    """
+    rows = []
+    for mode in sweep.modes:
+        for places in _places(sweep, mode):
+            controls = [_random_change(sweep, mode, name, places) for name in sweep.random]
+            for name in sweep.variants:
+                rows.append(_steered_row(sweep, mode, name, places, controls))
+        for place in _read_places(sweep, mode):
+            rows += [_baseline_row(sweep, mode, name, place) for name in baselines.BASELINES]
+    for row in rows:
+        row |= {"group": group, "kind": kind(row["direction"], estimators)}
+    for members in pd.DataFrame(rows).groupby("kind").groups.values():
+        adjusted = resampling.holm([rows[place]["ece_p"] for place in members])
+        for place, p in zip(members, adjusted, strict=True):
+            rows[place]["ece_p_holm"] = float(p)
+    for row in rows:
+        row["outcome"] = _outcome(row, above_chance)
+        row["verdict"] = _verdict(row)
+    return rows
+
+
+def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
+    """Layers to choose among: each alone; all where they are read at the same layer."""
+    yield from ([place] for place in range(len(sweep.layers)))
+    if mode == "through-network" and len(sweep.layers) > 1:
+        yield list(range(len(sweep.layers)))
+
+
+def _read_places(sweep: Sweep, mode: str) -> list[int]:
+    """Places of distinct layers at which a mode reads."""
+    final = len(sweep.norms) - 1
+    read_at = [READ_LAYER[mode](layer, final) for layer in sweep.layers]
+    return [place for place, layer in enumerate(read_at) if layer not in read_at[:place]]
+
+
+def _settings(sweep: Sweep, mode: str, name: str, places: list[int]) -> np.ndarray:
+    """Logits of all settings to choose among; (K, settings, n, n_options)."""
+    steered = sweep.steered(mode, name)[:, places]
+    return steered.reshape(len(steered), -1, *steered.shape[3:])
+
+
+def _choose(
+    sweep: Sweep, logits: np.ndarray, places: list[int], among: np.ndarray | None = None
+) -> list[int]:
+    alphas = list(sweep.alphas) * len(places)
+    rule = sweep.fold, alphas, sweep.accuracy_margin, sweep.n_bins, among
+    return cross_select(*sweep.read(logits), *rule)
+
+
+def _scored(sweep: Sweep, logits: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """Logits of each question at what was chosen without its fold; (n, n_options)."""
+    found = np.empty(logits.shape[2:])
+    for f, setting in enumerate(chosen):
+        found[sweep.fold == f] = logits[f, setting, sweep.fold == f]
+    return found
+
+
+def _tempered(sweep: Sweep, logits: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """The same after temperature scaling, fitted on the other folds at what was chosen there."""
+    found = np.empty(logits.shape[2:])
+    for f, setting in enumerate(chosen):
+        inside = sweep.fold == f
+        one = logits[f, setting].astype(float)
+        scale = baselines.temperature(one[~inside], sweep.answer[~inside])
+        found[inside] = scale(one[inside])
+    return found
+
+
+def _steered_row(sweep: Sweep, mode: str, name: str, places: list[int], controls) -> dict:
+    alone, final = len(places) == 1, len(sweep.norms) - 1
+    logits = _settings(sweep, mode, name, places)
+    chosen = _choose(sweep, logits, places)
+    before, after = sweep.unsteered(mode, places[0]), _scored(sweep, logits, chosen)
+    layers = [sweep.layers[places[setting // len(sweep.alphas)]] for setting in chosen]
+    found = {
+        "direction": name,
+        "mode": mode,
+        "layer": sweep.layers[places[0]] if alone else SELECTED,
+        "layers": layers,
+        "read_at": READ_LAYER[mode](sweep.layers[places[0]], final),
+        "alphas": [float(sweep.alphas[setting % len(sweep.alphas)]) for setting in chosen],
+        **_changes(sweep, before, after),
+        "random_relative_change_mean": float(np.mean(controls)),
+        "random_relative_change_best": float(np.min(controls)),
+        "random_n": len(controls),
+    }
+    frozen = _scored(sweep, _settings(sweep, mode + FROZEN, name, places), chosen)
+    start = np.flatnonzero(np.tile(sweep.alphas, len(places)) == 0)[0]
+    tempered_before = _tempered(sweep, logits, [start] * len(chosen))
+    tempered_after = _tempered(sweep, logits, chosen)
+    found |= _change_between(sweep, "frozen", before, frozen)
+    found |= _change_between(sweep, "beyond_temperature", tempered_before, tempered_after)
+    gain = -found["ece_change"]
+    survives = {
+        "frozen": -found["frozen_change"],
+        "beyond_temperature": -found["beyond_temperature_change"],
+        "beyond_random": gain + np.mean(controls) * found["ece_before"],
+    }
+    # a share of a gain that is not there means nothing
+    share = {f"share_{name}": float(left / gain) for name, left in survives.items() if gain > 0}
+    return found | {f"share_{name}": share.get(f"share_{name}") for name in survives}
+
+
+def _baseline_row(sweep: Sweep, mode: str, name: str, place: int) -> dict:
+    before = sweep.unsteered(mode, place)
+    after = baselines.cross_apply(baselines.BASELINES[name], before, sweep.answer, sweep.fold)
+    layer = READ_LAYER[mode](sweep.layers[place], len(sweep.norms) - 1)
+    head = {"direction": name, "mode": mode, "layer": layer, "read_at": layer, "alphas": []}
+    return head | _changes(sweep, before, after)
+
+
+def _random_change(sweep: Sweep, mode: str, name: str, places: list[int]) -> float:
+    """Relative ECE change of one random direction under the same selection rule."""
+    logits = _settings(sweep, mode, name, places)
+    after = _scored(sweep, logits, _choose(sweep, logits, places))
+    return sweep.ece(after) / sweep.ece(sweep.unsteered(mode, places[0])) - 1
+
+
+def _changes(sweep: Sweep, before: np.ndarray, after: np.ndarray) -> dict:
+    """Each metric before and after, its change with a paired interval, and the null floor."""
+    found = {"n": len(sweep.answer)}
+    pairs = sweep.read(before), sweep.read(after)
+    errors = [sweep.errors(*pair) for pair in pairs]
+    for metric in errors[0]:
+        old, new = (side[metric] for side in errors)
+        change = resampling.error_difference(new, old)
+        found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
+        found[f"{metric}_p"] = change.p
+        found[f"{metric}_relative_change"] = found[f"{metric}_change"] / old.estimate
+    means = [sweep.means(*pair) for pair in pairs]
+    for metric in means[0]:
+        old, new = (side[metric] for side in means)
+        resampled = sweep.resampled_mean(new - old)
+        low, high = resampling.interval((new - old).mean(), resampled)
+        found |= _change(metric, old.mean(), new.mean(), low, high)
+    null = errors[0]["ece"].null([(sweep.uniform < pairs[0][0]).astype(np.float32)])
+    found["ece_null_mean"] = float(null.mean())
+    found["ece_null_high"] = float(np.quantile(null, 0.95))
+    found["accuracy_margin"] = sweep.accuracy_margin
+    found["accuracy_kept"] = resampling.equivalent(
+        found["accuracy_change_low"], found["accuracy_change_high"], sweep.accuracy_margin
+    )
+    return found
+
+
+def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:
+    return {
+        f"{metric}_before": float(old),
+        f"{metric}_after": float(new),
+        f"{metric}_change": float(new - old),
+        f"{metric}_change_low": float(low),
+        f"{metric}_change_high": float(high),
+    }
+
+
+def _change_between(sweep: Sweep, name: str, before: np.ndarray, after: np.ndarray) -> dict:
+    """ECE change between two readings with its paired interval."""
+    new, old = (sweep.errors(*sweep.read(side))["ece"] for side in (after, before))
+    change = resampling.error_difference(new, old)
+    return {
+        f"{name}_change": float(change.value),
+        f"{name}_change_low": float(change.low),
+        f"{name}_change_high": float(change.high),
+    }
+
+
+def _outcome(found: dict, above_chance: bool) -> str:
+    """Name of the outcome: nothing is called lowered or raised beyond Holm's level of 0.05."""
+    if not above_chance:
+        return "at chance, nothing is claimed"
+    if found["ece_before"] <= found["ece_null_high"]:
+        return "nothing to gain"
+    if found["alphas"] and not any(found["alphas"]):
+        return "unchanged, no scale helps"
+    if found["ece_p_holm"] > 0.05:
+        return "undecided"
+    if found["ece_change"] > 0:
+        return "raised"
+    beats = found["ece_relative_change"] < found.get("random_relative_change_best", np.inf)
+    return "lowered" if beats else "lowered, as by random directions"
+
+
+def _verdict(found: dict) -> str:
+    layer = found["layer"]
+    if layer == SELECTED:
+        names = ", ".join(map(str, sorted(set(found["layers"]))))
+        layer = f"the layer chosen with the scale ({names})"
+    else:
+        layer = f"layer {layer}"
+    where = f"{found['direction']} at {layer}, {found['mode']} (read at layer {found['read_at']})"
+    outcome = found["outcome"]
+    if outcome == "at chance, nothing is claimed":
+        return f"{where}: the model's accuracy is not above chance; nothing is claimed."
+    if outcome == "nothing to gain":
+        return (
+            f"{where}: ECE {found['ece_before']:.3f} already stands at its null floor (a perfectly "
+            f"calibrated model shows {found['ece_null_mean']:.3f} on average and up to "
+            f"{found['ece_null_high']:.3f} with n = {found['n']}); nothing to gain at this n."
+        )
+    kept = (
+        f"kept within {found['accuracy_margin']}"
+        if found["accuracy_kept"]
+        else f"not shown to stay within {found['accuracy_margin']}"
+    )
+    parts = [
+        f"{where}: ECE {outcome}, {found['ece_before']:.3f} to {found['ece_after']:.3f} "
+        f"({found['ece_relative_change']:+.0%}; change {found['ece_change']:+.3f}, 95 % CI "
+        f"{found['ece_change_low']:+.3f} to {found['ece_change_high']:+.3f}, p = "
+        f"{found['ece_p_holm']:.2g} after Holm)"
+    ]
+    if "random_n" in found:
+        parts.append(
+            f"random directions {found['random_relative_change_mean']:+.0%} on average, "
+            f"{found['random_relative_change_best']:+.0%} at best of {found['random_n']}"
+        )
+    if found.get("share_frozen") is not None:
+        parts.append(
+            f"{found['share_frozen']:.0%} of the gain is left with the norm's scale frozen, "
+            f"{found['share_beyond_temperature']:.0%} beyond temperature scaling"
+        )
+    parts.append(
+        f"accuracy changes by {found['accuracy_change']:+.3f} "
+        f"({found['accuracy_change_low']:+.3f} to {found['accuracy_change_high']:+.3f}), {kept}"
+    )
+    return "; ".join(parts) + "."
+
+
+def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str]) -> list[dict]:
+    """Score what was fitted on one group of the questions on each of the groups.
+
+    Direction and scale both come from the source: the scale is chosen on its questions outside the
+    fold that is scored, so that neither saw a question that it is scored on.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    groups : dict of array of bool, shape (n,)
+    sources : dict of str
+        Variant -> the group that it was fitted on.
+
+    Returns
+    -------
+    list of dict
+        ``fitted_on``, ``scored_on``, ``mode``, ``layer``, ``n``, ECE and accuracy before and after,
+        changes with paired 95 % intervals.
+    """
+    parts = {target: sweep.take(inside) for target, inside in groups.items()}
+    rows = []
+    for mode in sweep.modes:
+        for place, layer in enumerate(sweep.layers):
+            before = sweep.unsteered(mode, place)
+            for name, source in sources.items():
+                logits = _settings(sweep, mode, name, [place])
+                chosen = _choose(sweep, logits, [place], among=groups[source])
+                after = _scored(sweep, logits, chosen)
+                for target, inside in groups.items():
+                    head = {"fitted_on": source, "scored_on": target, "mode": mode, "layer": layer}
+                    rows.append(head | _changes(parts[target], before[inside], after[inside]))
+    return rows
+
+
+def claims(phase: dict, rows: Sequence[dict], dimensions: pd.DataFrame) -> list[dict]:
+    """What a study says of the paper's claims: confirmed, refuted or undecided, with its numbers.
+
+    Parameters
+    ----------
+    phase : dict
+        ``phase.json``.
+    rows : sequence of dict
+        From :func:`summarise`, the primary direction first.
+    dimensions : DataFrame
+        From :func:`layercal.evaluation.dimension_table`.
+
+    Returns
+    -------
+    list of dict
+        ``claim``, ``outcome`` (``confirmed``, ``refuted``, ``undecided``, ``nothing to gain`` or
+        ``not applicable``) and ``evidence`` in words.
+    """
+    above_chance = phase["accuracy_final_low"] > phase["chance"]
+    primary = [row for row in rows if row["direction"] == rows[0]["direction"]]
+    found = [_phase_claim(phase, above_chance)]
+    for mode in dict.fromkeys(row["mode"] for row in primary):
+        of_mode = [row for row in primary if row["mode"] == mode]
+        best = min(of_mode, key=lambda row: (row["ece_p_holm"], row["ece_change"]))
+        for text, decide in CLAIMS.items():
+            outcome = decide(of_mode) if above_chance else "not applicable"
+            claim = f"{best['direction']}, {mode}: {text}"
+            found.append({"claim": claim, "outcome": outcome, "evidence": best["verdict"]})
+    return [*found, _dimension_claim(dimensions, phase["exists"])]
+
+
+def _phase_claim(phase: dict, above_chance: bool) -> dict:
+    if not above_chance:
+        outcome = "not applicable"
+    elif phase["exists"]:
+        outcome = "confirmed"
+    else:
+        outcome = "refuted" if phase["peak_layer"] == phase["final_layer"] else "undecided"
+    return {
+        "claim": "a confidence correction phase exists",
+        "outcome": outcome,
+        "evidence": phase["reason"],
+    }
+
+
+def _lowers(rows: list[dict]) -> str:
+    outcomes = {row["outcome"] for row in rows}
+    if "lowered" in outcomes:
+        return "confirmed"
+    if outcomes == {"nothing to gain"}:
+        return "nothing to gain"
+    return "refuted" if outcomes <= {"raised", "lowered, as by random directions"} else "undecided"
+
+
+def _harmless(rows: list[dict]) -> str:
+    lowered = [row for row in rows if row["outcome"] == "lowered"]
+    if not lowered:
+        return "not applicable"
+    if any(row["accuracy_kept"] for row in lowered):
+        return "confirmed"
+    harmed = all(row["accuracy_change_high"] < -row["accuracy_margin"] for row in lowered)
+    return "refuted" if harmed else "undecided"
+
+
+def _beyond(name: str):
+    """Whether a further change of the rows that are lowered is below 0, by its interval."""
+
+    def decide(rows: list[dict]) -> str:
+        lowered = [row for row in rows if row["outcome"] == "lowered"]
+        if not lowered:
+            return "not applicable"
+        if any(row[f"{name}_change_high"] < 0 for row in lowered):
+            return "confirmed"
+        return "refuted" if all(row[f"{name}_change_low"] > 0 for row in lowered) else "undecided"
+
+    return decide
+
+
+CLAIMS = {
+    "it lowers ECE, more than random directions do": _lowers,
+    "it lowers MCE too": _beyond("mce"),
+    "it leaves accuracy within the margin": _harmless,
+    "its gain is there with the norm's scale frozen": _beyond("frozen"),
+    "it gains more than temperature scaling does": _beyond("beyond_temperature"),
+}
+
+
+def _dimension_claim(dimensions: pd.DataFrame, exists: bool) -> dict:
+    first = dimensions[dimensions["layer"] == dimensions["layer"].min()].iloc[0]
+    low, high, at = (int(first[f"rank_90{end}"]) for end in ("_low", "_high", ""))
+    return {
+        "claim": "the correction is low-dimensional",
+        "outcome": "see the number" if exists else "not applicable",
+        "evidence": (
+            f"{at} principal direction(s) of h[L] - h[{first['layer']}] (95 % CI {low} to {high}) "
+            f"bring 90 % of the fall of ECE between layer {first['layer']} and the last."
+        ),
+    }

@@ -1,0 +1,190 @@
+"""Estimators against loops, finite differences and scikit-learn; planted directions found."""
+
+import numpy as np
+import pytest
+import torch
+from families import tiny
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+
+from layercal import calibration, directions
+from layercal.model import LensModel
+from layercal.phase import decision_layer
+
+OPTIONS = torch.tensor([11, 23, 5, 90])
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Random prompts of a tiny model, with answers that the last layer often gives."""
+    generator = torch.Generator().manual_seed(0)
+    model = LensModel(tiny("llama"))
+    residuals = model.residuals(torch.randint(0, 96, (60, 7), generator=generator))
+    logits = model.option_logits(residuals, OPTIONS).numpy()
+    rng = np.random.default_rng(0)
+    answer = np.where(rng.random(60) < 0.6, logits[:, -1].argmax(-1), rng.integers(0, 4, 60))
+    return directions.Split(residuals, logits, answer, OPTIONS, model)
+
+
+def test_update_mean_equals_a_loop(split):
+    final, total = split.residuals.shape[1] - 1, 0
+    for question in split.residuals:
+        for layer in range(final - 2, final + 1):
+            update = question[layer] - question[layer - 1]
+            total = total + update / update.norm()
+    found = directions.update_mean(split, [3])
+    torch.testing.assert_close(found, (total / total.norm())[None])
+
+
+def test_middle_mean_is_taken_around_the_middle(split):
+    assert split.residuals.shape[1] == 6
+    total = 0
+    for question in split.residuals:  # of 5 blocks, those in the middle are 2, 3, 4
+        for layer in (2, 3, 4):
+            update = question[layer] - question[layer - 1]
+            total = total + update / update.norm()
+    torch.testing.assert_close(directions.middle_mean(split, [3])[0], total / total.norm())
+
+
+def test_peak_is_that_of_the_split_alone(split):
+    confidence = softmax(split.logits.astype(float), -1).max(-1)
+    errors = [calibration.ece(confidence[:, layer], split.correct[:, layer]) for layer in range(6)]
+    first = min(decision_layer(split.correct.mean(0), 0.02), 4)
+    assert split.peak == max(range(first, 5), key=lambda layer: errors[layer])
+
+
+def test_phase_directions(split):
+    differences = (split.residuals[:, -1] - split.residuals[:, split.peak]).numpy()
+    mean = differences.mean(0)
+    found = directions.phase_mean(split, [])[0].numpy()
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
+    values, vectors = np.linalg.eigh(differences.T.astype(float) @ differences)
+    top = vectors[:, np.argsort(values)[::-1][:2]]
+    expected = top @ (top.T @ mean)
+    found = directions.phase_pca(split, [], 2)[0].numpy()
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-4)
+    everything = directions.phase_pca(split, [], 1000)
+    torch.testing.assert_close(everything, directions.phase_mean(split, []), atol=1e-4, rtol=0)
+    assert list(directions.estimators(["phase-pca", "probe"], [1, 4])) == [
+        "phase-pca-1",
+        "phase-pca-4",
+        "probe",
+    ]
+
+
+def test_principal_finds_a_planted_subspace(split):
+    generator = torch.Generator().manual_seed(3)
+    planted = torch.linalg.qr(torch.randn(split.model.width, 2, generator=generator)).Q
+    residuals = split.residuals.clone()
+    noise = 0.01 * torch.randn(60, split.model.width, generator=generator)
+    amounts = torch.randn(60, 2, generator=generator) * torch.tensor([3.0, 1.0]) + 1
+    residuals[:, -1] = residuals[:, 2] + amounts @ planted.T + noise
+    made = directions.replace(split, residuals=residuals)
+    basis = directions.principal(made, 2, 2)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
+    assert torch.linalg.svdvals(basis @ planted).min() > 0.999
+    assert (basis @ (residuals[:, -1] - residuals[:, 2]).mean(0) >= 0).all()
+    patched = directions.patched(made, basis, 2, [0, 1, 2])
+    torch.testing.assert_close(patched[:, 0], residuals[:, 2])
+    torch.testing.assert_close(patched[:, 2], residuals[:, -1], atol=0.1, rtol=0)
+    assert (patched[:, 1] - residuals[:, -1]).norm() > 3 * (patched[:, 2] - residuals[:, -1]).norm()
+
+
+def loss(split, layer, vector):
+    logits = split.model.option_logits(split.residuals[:, layer] + vector, OPTIONS).double()
+    confidence = logits.softmax(-1).amax(-1)
+    return ((confidence - torch.as_tensor(split.correct[:, layer]).double()) ** 2).mean().item()
+
+
+def test_gradient_is_that_of_finite_differences(split):
+    found = directions.gradient(split, [2, 5])
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(2))
+    for place, layer in enumerate([2, 5]):
+        slopes, step = [], 1e-2
+        for unit in torch.eye(split.model.width):
+            up, down = (loss(split, layer, sign * step * unit) for sign in (1, -1))
+            slopes.append((up - down) / (2 * step))
+        expected = -torch.tensor(slopes)
+        assert torch.cosine_similarity(found[place].double(), expected, dim=0) > 0.999
+        assert loss(split, layer, 0.05 * found[place]) < loss(split, layer, 0)
+
+
+def test_gradient_skips_options_that_are_not_there(split):
+    logits = split.logits.copy()
+    logits[:, :, 3] = -np.inf
+    few = directions.replace(split, logits=logits, answer=split.answer % 3)
+    three = directions.replace(few, logits=logits[:, :, :3], option_ids=OPTIONS[:3])
+    torch.testing.assert_close(directions.gradient(few, [4]), directions.gradient(three, [4]))
+
+
+def test_probe_is_the_regression_in_all_coordinates(split):
+    """In fewer coordinates than dimensions the ridge penalty is the same: so is the solution."""
+    some = split.take(np.arange(20))
+    h = some.residuals[:, 4].numpy()
+    h = h - h.mean(0)
+    h = h / np.sqrt((h**2).sum(-1).mean())
+    fitted = LogisticRegression(C=1.0, max_iter=10000, tol=1e-8).fit(h, some.correct[:, 4])
+    expected = fitted.coef_[0] / np.linalg.norm(fitted.coef_[0])
+    np.testing.assert_allclose(directions.probe(some, [4])[0].numpy(), expected, atol=1e-3)
+    all_right = directions.replace(some, answer=some.logits[:, 4].argmax(-1))
+    assert not directions.probe(all_right, [4]).any()
+
+
+@pytest.mark.parametrize("name", [*directions.ESTIMATORS, "phase-pca"])
+def test_fits_never_see_the_folds_they_leave_out(split, name):
+    ((_, fit),) = directions.estimators([name], [2]).items()
+    fold = np.arange(60) % 4
+    found = directions.cross_fit(lambda part: fit(part, [3, 4]), split, fold, 4)
+    assert found.shape[:2] == (4, 4) and found.shape[2] in (1, 2)
+    changed = split.residuals.clone()
+    changed[fold == 1] = torch.randn(15, 6, split.model.width)
+    other = directions.replace(
+        split, residuals=changed, answer=np.where(fold == 1, 0, split.answer)
+    )
+    again = directions.cross_fit(lambda part: fit(part, [3, 4]), other, fold, 4)
+    torch.testing.assert_close(again[:, 1], found[:, 1], atol=0, rtol=0)
+    torch.testing.assert_close(again[1], found[1], atol=0, rtol=0)
+    assert (again[0, 2] - found[0, 2]).abs().max() > 1e-4
+    for f in range(4):
+        for g in range(4):
+            kept = split.take((fold != f) & (fold != g))
+            torch.testing.assert_close(found[f, g], fit(kept, [3, 4]), atol=1e-6, rtol=0)
+
+
+def test_questions_of_no_fold_are_always_fitted_on(split):
+    fold = np.where(np.arange(60) < 30, -1, np.arange(60) % 3)
+    found = directions.cross_fit(lambda part: directions.update_mean(part, []), split, fold, 3)
+    kept = split.take((fold != 0) & (fold != 2))
+    torch.testing.assert_close(found[0, 2], directions.update_mean(kept, []))
+
+
+def test_random_directions_are_units_and_repeat():
+    drawn = directions.random_directions(5, 64, 3)
+    torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(5))
+    torch.testing.assert_close(drawn, directions.random_directions(5, 64, 3))
+    assert (drawn @ drawn.T - torch.eye(5)).abs().max() < 0.7
+
+
+def test_description(split):
+    fold = np.arange(60) % 3
+
+    def table(fit):
+        fitted = directions.cross_fit(lambda part: fit(part, [3, 4]), split, fold, 3)
+        primary = directions.cross_fit(
+            lambda part: directions.update_mean(part, []), split, fold, 3
+        )
+        return fitted, primary, directions.describe("x", fitted, primary, split, [3, 4])
+
+    fitted, _, rows = table(directions.update_mean)
+    assert len(rows) == 3 * 5
+    for row in rows:
+        update = split.residuals[:, row["layer"]] - split.residuals[:, row["layer"] - 1]
+        own = fitted[row["fold"], row["fold"], 0]
+        cosines = torch.cosine_similarity(update, own, dim=-1)
+        assert row["cosine"] == pytest.approx(cosines.mean().item(), abs=1e-5)
+        assert row["explained_variance"] == pytest.approx(cosines.pow(2).mean().item(), abs=1e-5)
+        assert row["cosine_primary"] == pytest.approx(1, abs=1e-5)
+    fitted, primary, rows = table(directions.probe)
+    assert [row["layer"] for row in rows] == [3, 3, 3, 4, 4, 4]
+    expected = fitted[1, 1, 1] @ primary[1, 1, 0]
+    assert rows[4]["cosine_primary"] == pytest.approx(expected.item(), abs=1e-5)
