@@ -304,7 +304,7 @@ def dimension_table(
             share, shares = (
                 (one[0] - one[:-1]) / (one[0] - one[-1]) for one in (observed, resampled)
             )
-        low, high = np.nanquantile(shares, [0.025, 0.975], axis=-1)
+        low, high = np.quantile(shares, [0.025, 0.975], axis=-1)
         reached = _first_reached(share[:, None], ranks)[0]
         reached_low, reached_high = np.quantile(_first_reached(shares, ranks), [0.025, 0.975])
         rows += [

@@ -231,7 +231,8 @@ def _outcome(found: dict, above_chance: bool) -> str:
         return "undecided"
     if found["ece_change"] > 0:
         return "raised"
-    beats = found["ece_relative_change"] < found.get("random_relative_change_best", np.inf)
+    # a hair of slack, so that an equal change does not count as a better one
+    beats = found["ece_relative_change"] < found.get("random_relative_change_best", np.inf) - 1e-6
     return "lowered" if beats else "lowered, as by random directions"
 
 

@@ -1,19 +1,19 @@
-"""Verdicts on steering, on logits whose right verdict is known."""
+"""Choice of scales, dose-response and verdicts, on logits whose right verdict is known."""
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 
-from layercal import calibration, evaluation
+from layercal import calibration, evaluation, verdicts
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
 
 
-def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None):
+def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None, frozen=None):
     """Readings of a model whose logits are ``sharpness`` times too large.
 
     At each scale the fitted direction multiplies them by a factor, a random one by another, the
-    same for every question: what is right is known.
+    same for every question: what is right is known. ``frozen``: the factors with the norm frozen.
     """
     folds = 3
     calibrated = rng.normal(size=(n, 4)) * 1.2
@@ -24,20 +24,31 @@ def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None):
     random_factors = np.ones(len(ALPHAS)) if random_factors is None else np.array(random_factors)
     by_direction = [factors] * folds + [random_factors] * n_random
     scaled = logits[:, None, None, None] * np.array(by_direction)[None, :, None, :, None]
+    frozen = np.array([factors if frozen is None else np.array(frozen)] * folds)
     return evaluation.Sweep(
-        logits={"through-network": scaled},
+        logits={
+            "through-network": scaled,
+            "through-network-frozen": logits[:, None, None, None] * frozen[None, :, None, :, None],
+        },
         answer=answer,
         fold=np.arange(n) % folds,
         cluster=np.arange(n),
         norms=np.array([1.0, 2.0, 3.0]),
-        estimators=["update-mean"],
+        variants=["update-mean"],
         layers=[2],
         alphas=ALPHAS,
         accuracy_margin=0.02,
+        n_folds=folds,
         n_bins=10,
         draws=300,
         seed=0,
     )
+
+
+def steered(made, above_chance=True):
+    """Verdicts on what is no baseline."""
+    rows = verdicts.summarise(made, ["update-mean"], above_chance)
+    return [row for row in rows if row["kind"] != "baseline"]
 
 
 def test_selection_never_worse_on_its_own_split_and_abstains(rng):
@@ -58,12 +69,12 @@ def test_scored_questions_do_not_influence_their_own_scale(rng):
     alphas, fold = [0.0, 0.5, 1.0], np.arange(90) % 3
     confidence = rng.uniform(0.25, 1, (3, 3, 90))
     correct = rng.random((3, 3, 90)) < 0.5
-    *_, chosen = evaluation.cross_select(confidence, correct, fold, alphas, 0.5)
+    chosen = evaluation.cross_select(confidence, correct, fold, alphas, 0.5)
     for f in range(3):
         other = confidence.copy(), correct.copy()
         other[0][f][:, fold == f] = rng.uniform(0.25, 1, (3, 30))
         other[1][f][:, fold == f] = rng.random((3, 30)) < 0.9
-        *_, again = evaluation.cross_select(*other, fold, alphas, 0.5)
+        again = evaluation.cross_select(*other, fold, alphas, 0.5)
         assert again[f] == chosen[f]
 
 
@@ -89,17 +100,16 @@ def test_each_question_is_read_under_the_fit_without_its_fold(rng):
     """Fits of the other folds get absurd logits: held-out readings must not touch them."""
     made = sweep(rng, [1, 1, 1, 1])
     logits = made.logits["through-network"]
-    expected = made.scored("through-network", "update-mean")
+    expected = made.held_out("through-network", "update-mean").copy()
+    np.testing.assert_array_equal(expected[0, 1], made.unsteered("through-network", 0))
     for fit in range(3):
         rows = np.ix_(made.fold != fit, [fit])
         logits[rows] = 1e3 * rng.normal(size=logits[rows].shape)
-    found = made.scored("through-network", "update-mean")
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(made.held_out("through-network", "update-mean"), expected)
 
 
 def test_a_direction_that_corrects_is_recognised(rng):
-    (found,) = evaluation.summarise(sweep(rng, [1.5, 1, 0.7, 1 / 3]))
+    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 1 / 3]))
     assert found["alphas"] == [1.0, 1.0, 1.0]
     assert found["outcome"] == "lowered"
     assert found["ece_change_high"] < 0
@@ -111,20 +121,20 @@ def test_a_direction_that_corrects_is_recognised(rng):
 
 def test_a_gain_that_random_directions_share_is_not_credited(rng):
     shared = [1.5, 1, 0.7, 1 / 3]
-    (found,) = evaluation.summarise(sweep(rng, shared, random_factors=shared))
+    (found,) = steered(sweep(rng, shared, random_factors=shared))
     assert found["outcome"] == "lowered, as by random directions"
     assert found["random_relative_change_best"] == pytest.approx(found["ece_relative_change"])
 
 
 def test_nothing_to_gain_in_a_calibrated_model(rng):
-    (found,) = evaluation.summarise(sweep(rng, [1.5, 1, 0.7, 0.5], sharpness=1.0))
+    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 0.5], sharpness=1.0))
     assert found["ece_before"] <= found["ece_null_high"]
     assert found["outcome"] == "nothing to gain"
     assert "already stands at its null floor" in found["verdict"]
 
 
 def test_a_direction_that_does_nothing_is_left_alone(rng):
-    (found,) = evaluation.summarise(sweep(rng, [1, 1, 1, 1]))
+    (found,) = steered(sweep(rng, [1, 1, 1, 1]))
     assert found["alphas"] == [0.0, 0.0, 0.0]
     assert found["ece_change"] == 0
     assert found["outcome"] == "unchanged, no scale helps"
@@ -132,5 +142,5 @@ def test_a_direction_that_does_nothing_is_left_alone(rng):
 
 def test_accuracy_is_guarded(rng):
     """Scale 1 turns every answer round: calibrated or not, it must not be chosen."""
-    (found,) = evaluation.summarise(sweep(rng, [1.5, 1, 0.7, -1 / 3]))
+    (found,) = steered(sweep(rng, [1.5, 1, 0.7, -1 / 3]))
     assert 1.0 not in found["alphas"]
