@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 INK, GREY = "#222222", "#9a9a9a"
 PALETTE = sns.color_palette("colorblind")
 ACCURACY, CONFIDENCE, ERROR = PALETTE[0], PALETTE[1], PALETTE[3]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 DECISION, PEAK = {"ls": "--", "lw": 1.2}, {"ls": ":", "lw": 1.6}
 
 
@@ -158,7 +161,7 @@ def _group_panel(axes, metrics: pd.DataFrame, group: str) -> None:
     bottom.set_xlabel("layer")
 
 
-def dose_response(sweep: pd.DataFrame, mode: str) -> Figure:
+def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figure:
     """ECE and accuracy over the scale, one column a layer, random directions as a grey band.
 
     Parameters
@@ -166,6 +169,8 @@ def dose_response(sweep: pd.DataFrame, mode: str) -> Figure:
     sweep : DataFrame
         ``sweep.parquet``.
     mode : {"lens", "through-network"}
+    names : sequence of str
+        Directions to draw; the first one with its interval.
 
     Returns
     -------
@@ -173,10 +178,12 @@ def dose_response(sweep: pd.DataFrame, mode: str) -> Figure:
     """
     theme()
     chosen = sweep[sweep["mode"] == mode]
+    random = chosen["direction"].str.startswith("random-")
+    drawn = chosen[chosen["direction"].isin(names)]
     layers = sorted(chosen["layer"].unique())
     blocks = -(-len(layers) // 5)
     columns = -(-len(layers) // blocks)
-    figure = Figure(figsize=(2.3 * columns + 1.2, 4.4 * blocks), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns + 1.2, 4.4 * blocks + 0.3), layout="constrained")
     axes = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
@@ -186,9 +193,11 @@ def dose_response(sweep: pd.DataFrame, mode: str) -> Figure:
             axis = axes[2 * block + row, column]
             axis.set_visible(True)
             axis.tick_params(labelbottom=row == 1)
-            of_metric = chosen[(chosen["layer"] == layer) & (chosen["metric"] == metric)]
-            _dose_panel(axis, of_metric, ERROR if metric == "ece" else ACCURACY)
-            axis.set_ylim(0, chosen.loc[chosen["metric"] == metric, "ci_high"].max() * 1.02)
+            here = (chosen["layer"] == layer) & (chosen["metric"] == metric)
+            _random_band(axis, chosen[here & random])
+            _dose_lines(axis, drawn[here[drawn.index]], names)
+            highest = drawn.loc[drawn["metric"] == metric, ["value", "ci_high"]].max(axis=None)
+            axis.set_ylim(0, highest * 1.02)
             if column == 0:
                 axis.set_ylabel("ECE" if metric == "ece" else "accuracy")
             if row == 0:
@@ -200,31 +209,38 @@ def dose_response(sweep: pd.DataFrame, mode: str) -> Figure:
     return figure
 
 
-def _dose_panel(axis, rows: pd.DataFrame, color) -> None:
-    random = rows[rows["direction"].str.startswith("random-")].groupby("alpha")["value"]
-    band = random.agg(["min", "max", "mean"])
+def _random_band(axis, rows: pd.DataFrame) -> None:
+    band = rows.groupby("alpha")["value"].agg(["min", "max", "mean"])
+    label = f"{rows['direction'].nunique()} random directions: range"
     axis.fill_between(
-        band.index,
-        band["min"],
-        band["max"],
-        color=GREY,
-        alpha=0.35,
-        lw=0,
-        label=f"{len(rows['direction'].unique()) - 1} random directions: range",
+        band.index, band["min"], band["max"], color=GREY, alpha=0.35, lw=0, label=label
     )
     axis.plot(band.index, band["mean"], color=GREY, lw=1.2, label="random directions: mean")
-    fitted = rows[~rows["direction"].str.startswith("random-")]
-    for name, one in fitted.groupby("direction"):
-        one = one.sort_values("alpha")
-        axis.plot(one["alpha"], one["value"], color=color, marker="o", markersize=3.5, label=name)
-        axis.fill_between(
-            one["alpha"], one["ci_low"], one["ci_high"], color=color, alpha=0.18, lw=0
-        )
     axis.axvline(0, color=INK, lw=0.7)
 
 
+def _dose_lines(axis, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    colors = [ERROR, *(color for color in PALETTE if color != ERROR)]
+    for name, color, marker in zip(names, colors, MARKERS, strict=False):
+        one = rows[rows["direction"] == name].sort_values("alpha")
+        primary = name == names[0]
+        axis.plot(
+            one["alpha"],
+            one["value"],
+            color=color,
+            marker=marker,
+            markersize=4 if primary else 3,
+            lw=2 if primary else 1.1,
+            zorder=3 if primary else 2,
+            label=name,
+        )
+        if primary:
+            low, high = one["ci_low"], one["ci_high"]
+            axis.fill_between(one["alpha"], low, high, color=color, alpha=0.18, lw=0)
+
+
 def direction_cosines(directions: pd.DataFrame) -> Figure:
-    """Mean cosine of each fitted direction with the block update into every layer.
+    """Mean cosine with the block update into every layer, of directions that are one for all.
 
     Parameters
     ----------
@@ -236,12 +252,105 @@ def direction_cosines(directions: pd.DataFrame) -> Figure:
     Figure
     """
     theme()
+    layers = directions["layer"].nunique()
+    everywhere = directions.groupby("name")["layer"].transform("nunique") == layers
+    named = directions["name"].isin(["update-mean", "phase-mean", "middle-mean"])
     figure = Figure(figsize=(8.5, 3), layout="constrained")
     axis = figure.subplots()
     sns.lineplot(
-        directions, x="layer", y="cosine", hue="name", errorbar=("pi", 100), marker="o", ax=axis
+        directions[everywhere & named],
+        x="layer",
+        y="cosine",
+        hue="name",
+        style="name",
+        markers=True,
+        dashes=False,
+        errorbar=("pi", 100),
+        ax=axis,
     )
     axis.axhline(0, color=INK, lw=0.7)
     axis.set(xlabel="block update into layer", ylabel="mean cosine with direction")
-    axis.legend(title=None)
+    axis.legend(title=None, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    return figure
+
+
+def dimensions(table: pd.DataFrame) -> Figure:
+    """ECE and accuracy once the part of the stream in the top r dimensions is the last layer's.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``dimensions.parquet``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
+    layers = sorted(table["layer"].unique())
+    colors = sns.color_palette("crest", len(layers))
+    for layer, color, marker in zip(layers, colors, MARKERS * len(layers), strict=False):
+        one = table[table["layer"] == layer]
+        left.plot(one["rank"], one["ece"], color=color, marker=marker, markersize=4)
+        right.plot(
+            one["rank"], one["accuracy"], color=color, marker=marker, markersize=4, label=layer
+        )
+    for axis, label in ((left, "ECE"), (right, "accuracy")):
+        axis.set_xscale("symlog", base=2, linthresh=1)
+        axis.set(xlabel="dimensions taken from the last layer", ylabel=label, ylim=(0, None))
+        ticks = [rank for rank in sorted(table["rank"].unique()) if rank in (0, 1, 4, 16, 64, 256)]
+        axis.set_xticks(ticks, labels=map(str, ticks))
+        axis.minorticks_off()
+    right.legend(title="layer", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    return figure
+
+
+def transfer_matrix(rows: pd.DataFrame) -> Figure:
+    """Relative ECE change of what was fitted on one group, scored on each; one panel a mode.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        The ``transfer`` of ``summary.json``, at one layer a mode.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    modes = list(rows["mode"].unique())
+    groups = list(rows["scored_on"].unique())
+    figure = Figure(figsize=(4.4 * len(modes) + 0.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for axis, mode in zip(axes, modes, strict=True):
+        of_mode = rows[rows["mode"] == mode].assign(
+            sure=lambda t: (t["ece_change_low"] > 0) | (t["ece_change_high"] < 0)
+        )
+        values, sure = (
+            of_mode.pivot_table(name, "fitted_on", "scored_on", "first").loc[groups, groups]
+            for name in ("ece_relative_change", "sure")
+        )
+        marked = values.map("{:+.0%}".format) + sure.map(lambda clear: "*" if clear else "")
+        names = [group.partition(":")[2].replace(" ", "\n") for group in groups]
+        sns.heatmap(
+            values,
+            annot=marked,
+            fmt="",
+            cmap="vlag",
+            center=0,
+            vmin=-1,
+            vmax=1,
+            xticklabels=names,
+            yticklabels=names,
+            cbar=axis is axes[-1],
+            cbar_kws={"label": "relative change of ECE"},
+            annot_kws={"size": "small"},
+            ax=axis,
+        )
+        layer = of_mode["layer"].iloc[0]
+        axis.set(title=f"{mode}, layer {layer}", xlabel="scored on", ylabel="")
+        axis.tick_params(labelsize="small", length=0, axis="both", rotation=0)
+    axes[0].set_ylabel("fitted on")
     return figure

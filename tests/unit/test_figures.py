@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layercal import evaluation, figures, phase, readings, resampling
+from layercal import evaluation, figures, phase, readings, resampling, verdicts
 
 
 @pytest.fixture
@@ -26,15 +26,16 @@ def tables(rng):
     weights = resampling.resample_weights(60, 100, 0)
     found = phase.detect(read.confidence, read.correct, weights, chance=0.25)
     made = evaluation.Sweep(
-        logits={"lens": rng.normal(size=(60, 5, 2, 3, 4))},
+        logits=dict.fromkeys(["lens", "lens-frozen"], rng.normal(size=(60, 5, 2, 3, 4))),
         answer=read.answer,
         fold=np.arange(60) % 3,
         cluster=np.arange(60),
         norms=np.ones(6),
-        estimators=["update-mean"],
+        variants=["update-mean"],
         layers=[4, 5],
         alphas=[-1.0, 0.0, 1.0],
         accuracy_margin=0.02,
+        n_folds=3,
         n_bins=10,
         draws=100,
         seed=0,
@@ -42,17 +43,30 @@ def tables(rng):
     directions = pd.DataFrame(
         {"layer": np.tile(range(1, 6), 2), "cosine": rng.random(10), "name": "update-mean"}
     )
-    return metrics, found, evaluation.dose_response(made), directions
+    halves = {"category:A": np.arange(60) < 30, "category:B": np.arange(60) >= 30}
+    rows = [
+        {**row, "fitted_on": source}
+        for source in halves
+        for row in verdicts.transfer(made, halves, {"update-mean": source})
+        if row["layer"] == 4
+    ]
+    weights = resampling.resample_weights(60, 100, 0)
+    logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None]
+    dimensions = evaluation.dimension_table(logits, read.answer, weights, [2], [0, 1, 2])
+    steered = evaluation.dose_response(made), directions, dimensions, pd.DataFrame(rows)
+    return metrics, found, *steered
 
 
 def draw(tables):
-    metrics, found, sweep, directions = tables
+    metrics, found, sweep, directions, dimensions, transfer = tables
     return {
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
         "group_curves": figures.group_curves(metrics, "category"),
         "many_groups": figures.group_curves(many_groups(metrics), "language"),
-        "dose_response": figures.dose_response(sweep, "lens"),
+        "dose_response": figures.dose_response(sweep, "lens", ["update-mean"]),
         "direction_cosines": figures.direction_cosines(directions),
+        "dimensions": figures.dimensions(dimensions),
+        "transfer_matrix": figures.transfer_matrix(transfer),
     }
 
 

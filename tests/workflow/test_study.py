@@ -87,7 +87,7 @@ def test_reports(study):
     page = (study / f"reports/rendered/{MODEL}-{QUESTIONS}.html").read_text()
     phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
     assert phase["reason"] in page
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) == 4
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) == 5
     assert "No category holds enough questions" in page
     assert "Traceback" not in page
     index = (study / "reports/rendered/index.html").read_text()
@@ -213,5 +213,5 @@ def test_dvc_after_snakemake_recomputes_nothing(study):
         assert "Running stage 'steering'" in done.said
         assert "Running stage 'lens'" not in done.said
         summary = json.loads((study / f"results/steering/{PART}/summary.json").read_text())
-        assert {row["accuracy_margin"] for row in summary} == {0.03}
+        assert {row["accuracy_margin"] for row in summary["verdicts"]} == {0.03}
         assert call(study, "dvc", "status", "--quiet", "steering").returncode == 0

@@ -41,6 +41,7 @@ rule render_report:
         metrics="results/lens/{model}/{questions}/metrics.parquet",
         phase="results/lens/{model}/{questions}/phase.json",
         directions="results/directions/{model}/{questions}/directions.parquet",
+        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
         sweep="results/steering/{model}/{questions}/sweep.parquet",
         summary="results/steering/{model}/{questions}/summary.json",
         code=expand("src/layercal/{module}.py", module=["figures", "sources", "stages/report"]),
@@ -69,7 +70,7 @@ rule render_report:
         " --model {wildcards.model} --questions {wildcards.questions}"
         " --manifest {input.manifest} --rejected {input.rejected} --prompts {input.prompts}"
         " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
-        " --sweep {input.sweep} --summary {input.summary}"
+        " --dimensions {input.dimensions} --sweep {input.sweep} --summary {input.summary}"
         " --out {output.notebook} --html {output.html} --log {log}"
 
 

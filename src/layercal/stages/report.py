@@ -15,6 +15,7 @@ TABLES = (
     "metrics",
     "phase",
     "directions",
+    "dimensions",
     "sweep",
     "summary",
 )
