@@ -25,6 +25,18 @@ def decision_layer(accuracy: np.ndarray, tolerance: float) -> int:
     return int(np.flatnonzero(outside)[-1]) + 1 if outside.any() else 0
 
 
+def sweep_layers(peak: int, final: int, most: int) -> list[int]:
+    """Layers from the peak to L, evenly thinned to ``most`` of them, both ends kept.
+
+    Parameters
+    ----------
+    peak, final : int
+    most : int
+        At least 2.
+    """
+    return sorted({round(layer) for layer in np.linspace(peak, final, min(most, final - peak + 1))})
+
+
 def detect(
     confidence: np.ndarray,
     correct: np.ndarray,

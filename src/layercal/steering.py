@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,18 +103,6 @@ def variants(fitted: dict[str, Tensor]) -> list[Variant]:
     for how in ("subtract", "rotate", "rescale"):
         found.append(Variant(f"{primary.name} ({how})", how, primary.fits))
     return [*found, Variant("phase-subspace (rescale)", "rescale", fitted["subspace"])]
-
-
-def sweep_layers(peak: int, final: int, most: int) -> list[int]:
-    """Layers from the peak to L, evenly thinned to ``most`` of them, both ends kept.
-
-    Parameters
-    ----------
-    peak, final : int
-    most : int
-        At least 2.
-    """
-    return sorted({round(layer) for layer in np.linspace(peak, final, min(most, final - peak + 1))})
 
 
 @torch.inference_mode()

@@ -325,7 +325,7 @@ def claims(phase: dict, rows: Sequence[dict], dimensions: pd.DataFrame) -> list[
     rows : sequence of dict
         From :func:`summarise`, the primary direction first.
     dimensions : DataFrame
-        From :func:`layercal.evaluation.dimension_table`.
+        From :func:`layercal.dimensions.table`.
 
     Returns
     -------

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layercal import evaluation, figures, phase, readings, resampling, verdicts
+from layercal import dimensions, evaluation, figures, phase, readings, resampling, verdicts
 
 
 @pytest.fixture
@@ -52,20 +52,20 @@ def tables(rng):
     ]
     weights = resampling.resample_weights(60, 100, 0)
     logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None]
-    dimensions = evaluation.dimension_table(logits, read.answer, weights, [2], [0, 1, 2])
-    steered = evaluation.dose_response(made), directions, dimensions, pd.DataFrame(rows)
+    by_rank = dimensions.table(logits, read.answer, weights, [2], [0, 1, 2])
+    steered = evaluation.dose_response(made), directions, by_rank, pd.DataFrame(rows)
     return metrics, found, *steered
 
 
 def draw(tables):
-    metrics, found, sweep, directions, dimensions, transfer = tables
+    metrics, found, sweep, directions, by_rank, transfer = tables
     return {
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
         "group_curves": figures.group_curves(metrics, "category"),
         "many_groups": figures.group_curves(many_groups(metrics), "language"),
         "dose_response": figures.dose_response(sweep, "lens", ["update-mean"]),
         "direction_cosines": figures.direction_cosines(directions),
-        "dimensions": figures.dimensions(dimensions),
+        "dimensions": figures.dimensions(by_rank),
         "transfer_matrix": figures.transfer_matrix(transfer),
     }
 

@@ -70,3 +70,10 @@ def test_no_phase_when_the_last_layer_is_worst(rng):
     assert not found["exists"]
     assert found["correction"] == found["ci_low"] == found["ci_high"] == 0
     assert "largest at the final layer" in found["reason"]
+
+
+def test_sweep_layers_keep_both_ends():
+    assert phase.sweep_layers(24, 28, 8) == [24, 25, 26, 27, 28]
+    assert phase.sweep_layers(30, 30, 8) == [30]
+    thinned = phase.sweep_layers(3, 30, 4)
+    assert thinned == [3, 12, 21, 30]

@@ -117,24 +117,31 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         out=out / "metrics.parquet",
         phase=phase,
     )
+    fitted = {"estimators": ["update-mean", "phase-pca", "gradient", "probe"], "ranks": [1, 2]}
+    reached = {"phase": phase, "dimensions": out / "dimensions.parquet"}
     stage(
         "directions",
         monkeypatch,
-        prompts=prompts,
+        **model,
         residuals=residuals,
+        options=options,
+        **reached,
+        **fitted,
+        sources="tiny/other",
+        source_prompts=prompts,
+        source_residuals=residuals,
         folds=3,
+        draws=100,
         out=vectors,
         table=out / "directions.parquet",
     )
-    sweep = {"estimators": "update-mean", "alphas": [0, 1]}
     stage(
         "steer",
         monkeypatch,
         **model,
         shard=0,
         directions=vectors,
-        phase=phase,
-        **sweep,
+        alphas=[0, 1],
         modes=["lens", "through-network"],
         out=out / "logits.safetensors",
     )
@@ -144,8 +151,11 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         prompts=prompts,
         directions=vectors,
         logits=out / "logits.safetensors",
-        **sweep,
+        alphas=[0, 1],
+        **reached,
+        **fitted,
         **few,
+        min_group=10,
         out=out / "sweep.parquet",
         summary=out / "summary.json",
     )
@@ -172,3 +182,14 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     steered = pd.read_parquet(out / "sweep.parquet")
     unsteered = steered.query("alpha == 0 and mode == 'through-network' and metric == 'confidence'")
     np.testing.assert_allclose(unsteered["value"], last["confidence"], atol=1e-4)
+    summary = json.loads((out / "summary.json").read_text())
+    groups = {row["group"] for row in summary["verdicts"]}
+    assert groups == {"all", "language:de", "language:th"}
+    kinds = {row["direction"]: row["kind"] for row in summary["verdicts"]}
+    assert kinds["phase-pca-2"] == "estimator" and kinds["middle-mean"] == "control"
+    assert kinds["update-mean from tiny/other"] == "transfer"
+    # fitted on the very questions, with the same left out, it is the direction itself
+    both = steered[steered["direction"].str.startswith("update-mean")].pivot_table(
+        "value", ["mode", "layer", "alpha", "metric"], "direction"
+    )
+    np.testing.assert_array_equal(both["update-mean"], both["update-mean from tiny/other"])

@@ -135,10 +135,3 @@ def test_turning_keeps_the_norm():
     turned = steering.rotate(h, basis, torch.tensor([[0.0, 3.0]] * 3), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(turned.norm(dim=-1), h.norm().expand(3, 2))
     torch.testing.assert_close(turned[:, 0], h.expand(3, 8))
-
-
-def test_sweep_layers_keep_both_ends():
-    assert steering.sweep_layers(24, 28, 8) == [24, 25, 26, 27, 28]
-    assert steering.sweep_layers(30, 30, 8) == [30]
-    thinned = steering.sweep_layers(3, 30, 4)
-    assert thinned == [3, 12, 21, 30]

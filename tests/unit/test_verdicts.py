@@ -6,7 +6,7 @@ import pytest
 from scipy.special import softmax
 from test_evaluation import ALPHAS, steered, sweep
 
-from layercal import calibration, evaluation, resampling, verdicts
+from layercal import calibration, dimensions, resampling, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
 PHASE = {
@@ -151,7 +151,7 @@ def test_dimensions(rng):
     answer = (rng.random((n, 1)) > softmax(calibrated, -1).cumsum(-1)).sum(-1).clip(0, 3)
     by_rank = np.stack([factor * calibrated for factor in (4.0, 2.0, 1.0, 1.0)], 1)
     weights = resampling.resample_weights(n, 300, 0)
-    found = evaluation.dimension_table(by_rank[None], answer, weights, [7], [0, 1, 2])
+    found = dimensions.table(by_rank[None], answer, weights, [7], [0, 1, 2])
     assert found["rank"].tolist() == [0, 1, 2] and set(found["layer"]) == {7}
     p = softmax(2 * calibrated, -1)
     expected = calibration.ece(p.max(-1), p.argmax(-1) == answer)
@@ -160,5 +160,5 @@ def test_dimensions(rng):
     assert 0.2 < found["share_low"][1] < found["share"][1] < found["share_high"][1] < 0.9
     assert (found[["rank_90", "rank_90_low", "rank_90_high"]] == 2).all(axis=None)
     still = np.repeat(by_rank[:, :1], 4, 1)
-    none = evaluation.dimension_table(still[None], answer, weights, [7], [0, 1, 2])
+    none = dimensions.table(still[None], answer, weights, [7], [0, 1, 2])
     assert none["share"].isna().all() and (none["rank_90"] == 2).all()

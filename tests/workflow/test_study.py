@@ -119,7 +119,7 @@ REPORTS = {"render_report", "render_index", "all"}
     ("path", "old", "new"),
     [
         ("config/config.yaml", "  - 0.75\n", ""),
-        ("src/layercal/steering.py", '"""Adding', '"""Now adding'),
+        ("src/layercal/steering.py", '"""Changing', '"""Now changing'),
     ],
 )
 def test_only_steering_depends_on_steering(study, path, old, new):

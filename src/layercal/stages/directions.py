@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from layercal import directions, evaluation, questions, resampling, sources, stages, steering
+from layercal import dimensions, directions, questions, resampling, sources, stages
 from layercal.directions import FROM
+from layercal.phase import sweep_layers
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def stage(args) -> None:
     """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
     prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
     split = _split(args, prompts)
-    layers = steering.sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
+    layers = sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
     clusters = prompts["cluster"].tolist()
     fold = np.array(questions.folds(clusters, args.folds, args.seed))
     fits = _fits(args, split, prompts, fold, dict(zip(clusters, fold, strict=True)))
@@ -79,10 +80,10 @@ def stage(args) -> None:
         "fold": torch.tensor(fold),
         "layers": torch.tensor(layers),
     }
-    dimensions = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
+    by_rank = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
     sources.write_atomically(args.out, save(written))
     sources.write_atomically(args.table, pd.DataFrame(rows).to_parquet(index=False))
-    sources.write_atomically(args.dimensions, dimensions.to_parquet(index=False))
+    sources.write_atomically(args.dimensions, by_rank.to_parquet(index=False))
 
 
 def _split(args, prompts: pd.DataFrame) -> directions.Split:
@@ -149,9 +150,7 @@ def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
     weights = resampling.cluster_weights(
         pd.factorize(pd.Series(clusters))[0], args.draws, args.seed
     )
-    return evaluation.dimension_table(
-        np.stack(by_layer), split.answer, weights, layers, ranks, args.n_bins
-    )
+    return dimensions.table(np.stack(by_layer), split.answer, weights, layers, ranks, args.n_bins)
 
 
 if __name__ == "__main__":
