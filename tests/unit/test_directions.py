@@ -188,3 +188,58 @@ def test_description(split):
     assert [row["layer"] for row in rows] == [3, 3, 3, 4, 4, 4]
     expected = fitted[1, 1, 1] @ primary[1, 1, 0]
     assert rows[4]["cosine_primary"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A model whose last three blocks write one vector that the head does not see.
+
+    It grows the norm and so only scales confidence down; answers are drawn from what the last layer
+    says, which is thus calibrated, and the layers below are overconfident.
+    """
+    causal = tiny("llama", mlp_bias=True)
+    head = causal.lm_head.weight.data
+    head.mul_(40 / head.std() / head.shape[1])
+    seen = torch.linalg.svd(head * causal.model.norm.weight.data).Vh
+    hidden = seen[-1]
+    gain = causal.model.norm.weight.data
+    head.sub_((head * gain @ hidden)[:, None] * hidden / gain)
+    for block in causal.model.layers[-3:]:
+        block.mlp.down_proj.weight.data.mul_(0.02)
+        block.self_attn.o_proj.weight.data.mul_(0.02)
+        block.mlp.down_proj.bias.data.copy_(8 * hidden)
+    model = LensModel(causal)
+    ids = torch.randint(0, 96, (300, 7), generator=torch.Generator().manual_seed(5))
+    residuals = model.residuals(ids)
+    logits = model.option_logits(residuals, OPTIONS).numpy()
+    p = softmax(logits[:, -1].astype(float), -1)
+    draws = np.random.default_rng(0).random((300, 1))
+    answer = (draws > p.cumsum(-1)).sum(-1).clip(0, 3)
+    return hidden, directions.Split(residuals, logits, answer, OPTIONS, model)
+
+
+@pytest.mark.parametrize("name", ["update-mean", "phase-mean", "phase-pca-1"])
+def test_a_planted_direction_is_recovered(planted, name):
+    hidden, split = planted
+    ((_, fit),) = directions.estimators([name.removesuffix("-1")], [1]).items()
+    found = fit(split, [])[0]
+    assert torch.cosine_similarity(found, hidden, dim=0) > 0.95
+
+
+def test_a_planted_direction_corrects_confidence_and_keeps_accuracy(planted):
+    _, split = planted
+    h = split.residuals[:, split.residuals.shape[1] - 4]
+    found = directions.update_mean(split, [])[0]
+    random = directions.random_directions(1, split.model.width, 0)[0]
+    eta = 2 * h.norm(dim=-1).mean()
+    still, steered, astray = (
+        split.model.option_logits(h + eta * vector, OPTIONS)
+        for vector in (torch.zeros_like(found), found, random)
+    )
+    before, after, control = (
+        calibration.ece(z.softmax(-1).amax(-1).numpy(), z.argmax(-1).numpy() == split.answer)
+        for z in (still, steered, astray)
+    )
+    assert after < before / 2 and control > before
+    assert (steered.argmax(-1) == still.argmax(-1)).float().mean() > 0.97
+    assert (astray.argmax(-1) == still.argmax(-1)).float().mean() < 0.9
