@@ -32,7 +32,7 @@ def written(model: LensModel, prefix: Prefix, lowest: int = 1) -> Tensor:
     Returns
     -------
     Tensor, shape (L - lowest + 1, 2, d)
-        float32; attention, then MLP, before the model's own scaling of its updates (``PARTS``).
+        float32; in the order of ``PARTS``, before any scaling of updates by the model itself.
 
     Raises
     ------
