@@ -45,7 +45,8 @@ def written(model: LensModel, prefix: Prefix, lowest: int = 1) -> Tensor:
 
     def keeper(module: nn.Module):
         def keep(hidden: Tensor):
-            given[module] = hidden.reshape(-1).to(model.device, torch.float32)
+            # copied, since a block may add in place
+            given[module] = hidden.reshape(-1).to(model.device, torch.float32, copy=True)
 
         return keep
 
