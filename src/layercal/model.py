@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -126,8 +127,7 @@ class LensModel:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         input_ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
-        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
-        with self._capture(last) as captured:
+        with self._capture(structure.last_real(mask)) as captured:
             self._decode(
                 input_ids, (mask.cumsum(-1) - 1).clamp(min=0), attention_mask=mask, use_cache=False
             )
@@ -255,8 +255,12 @@ class LensModel:
         """
         if layer == self.n_layers:
             return h
+        return self.pass_of(prefix)(prefix, layer, h)
+
+    def pass_of(self, prefix: Prefix) -> Callable[[Prefix, int, Tensor], Tensor]:
+        """The way in which changed answer tokens of a prompt run: masked if it can be."""
         masked = self.takes_masked_pass and prefix.in_window
-        return (self.masked_pass if masked else self.batched_pass)(prefix, layer, h)
+        return self.masked_pass if masked else self.batched_pass
 
     @torch.inference_mode()
     def masked_pass(self, prefix: Prefix, layer: int, h: Tensor) -> Tensor:
@@ -322,6 +326,30 @@ class LensModel:
                 return False
         difference = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
         return bool(difference.max() <= ROUNDING[self.dtype])
+
+    @cached_property
+    def parts(self) -> list[structure.Parts]:
+        """What writes on the stream in each block, found in one short run of the model.
+
+        Raises
+        ------
+        InputError
+            If the update of a block is not the sum of one attention and one MLP output.
+        """
+        entered: list[Tensor] = []
+        left: list[Tensor] = []
+        with ExitStack() as hooks:
+            for block in self.blocks:
+                for found, before in ((entered, True), (left, False)):
+                    # copied, since a block may add in place
+                    keep = partial(lambda found, h: found.append(h[0].clone()), found)
+                    hooks.enter_context(structure.hook(block, keep, before))
+            calls = [hooks.enter_context(structure.traced(block)) for block in self.blocks]
+            with torch.inference_mode():
+                ids = torch.arange(1, 5, device=self.device)[None]
+                self._decode(ids, ids - 1, use_cache=False)
+        runs = zip(self.blocks, calls, entered, left, strict=True)
+        return [structure.find_parts(*run, ROUNDING[self.dtype]) for run in runs]
 
     @torch.inference_mode()
     def check_gate(self, input_ids: Tensor) -> float:

@@ -6,11 +6,14 @@ Nothing here knows a family by name.
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.pytorch_utils import Conv1D
 
 from layercal import InputError
 
@@ -40,28 +43,42 @@ class Readout(nn.Module):
         return self.output(last_hidden_state=hidden)
 
     def norm_map(self, width: int) -> tuple[Tensor, Tensor, bool]:
-        """The final norm as an affine map of the normalised residual.
+        """Gain, bias and centring of the final norm, as :func:`norm_map` finds them."""
+        return norm_map(self.after[0], width)
 
-        It is found by what the norm does to some vectors, whatever its parameters are called.
+    def projection(self, width: int) -> Tensor | None:
+        """The matrix (d', d) that follows the final norm, or None where nothing does."""
+        if len(self.after) == 1:
+            return None
+        weight = next(self.after[1].parameters())
+        hidden = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(weight)[None]
+        for module in self.after[1:]:
+            hidden = module(hidden)
+        return (hidden[0, 1:] - hidden[0, :1]).T
 
-        Returns
-        -------
-        gain : Tensor, shape (d,)
-        bias : Tensor, shape (d,)
-        centred : bool
-            Whether the mean over the width is taken out first (LayerNorm), or not (RMSNorm).
-        """
-        norm = self.after[0]
-        weight = next(norm.parameters(), torch.zeros(()))
-        h = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
-        bias = norm(torch.zeros_like(h))[0, 0]
-        centred = bool(torch.allclose(norm(h), norm(h + 1), atol=1e-4))
-        # where a drawn entry is small the other vector's is taken
-        normalised = (h - h.mean(-1, keepdim=True) if centred else h)[0]
-        normalised = normalised / normalised.pow(2).mean(-1, keepdim=True).sqrt()
-        larger = normalised.abs().argmax(0, keepdim=True)
-        gain = ((norm(h)[0] - bias) / normalised).gather(0, larger)[0]
-        return gain, bias, centred
+
+def norm_map(norm: nn.Module, width: int) -> tuple[Tensor, Tensor, bool]:
+    """A norm as an affine map of the normalised residual.
+
+    It is found by what the norm does to some vectors, whatever its parameters are called.
+
+    Returns
+    -------
+    gain : Tensor, shape (d,)
+    bias : Tensor, shape (d,)
+    centred : bool
+        Whether the mean over the width is taken out first (LayerNorm), or not (RMSNorm).
+    """
+    weight = next(norm.parameters(), torch.zeros(()))
+    h = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    bias = norm(torch.zeros_like(h))[0, 0]
+    centred = bool(torch.allclose(norm(h), norm(h + 1), atol=1e-4))
+    # where a drawn entry is small the other vector's is taken
+    normalised = (h - h.mean(-1, keepdim=True) if centred else h)[0]
+    normalised = normalised / normalised.pow(2).mean(-1, keepdim=True).sqrt()
+    larger = normalised.abs().argmax(0, keepdim=True)
+    gain = ((norm(h)[0] - bias) / normalised).gather(0, larger)[0]
+    return gain, bias, centred
 
 
 def check_kind(model) -> None:
@@ -112,9 +129,15 @@ def hidden_states(output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def last_real(attention_mask: Tensor) -> Tensor:
+    """Position of the last real token of each row, wherever its padding is; (batch,)."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask * positions).argmax(-1)
+
+
 @contextmanager
 def hook(block: nn.Module, act, before: bool = False):
-    """Call ``act`` on the hidden states that enter or leave a block; entering, it may change them.
+    """Call ``act`` on the hidden states that enter or leave a module; it may change them.
 
     A hook that returns nothing leaves them as they are.
     """
@@ -127,12 +150,16 @@ def hook(block: nn.Module, act, before: bool = False):
             return (changed, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": changed}
 
+    def leaving(module, args, output):
+        changed = act(hidden_states(output))
+        if changed is None or isinstance(output, Tensor):
+            return changed
+        return (changed, *output[1:])
+
     if before:
         handle = block.register_forward_pre_hook(entering, with_kwargs=True)
     else:
-        handle = block.register_forward_hook(
-            lambda module, args, output: act(hidden_states(output))
-        )
+        handle = block.register_forward_hook(leaving)
     try:
         yield
     finally:
@@ -156,6 +183,159 @@ def passed_through(block: nn.Module, output: type):
             del block.forward
         else:
             block.forward = own
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module inside a block.
+
+    Attributes
+    ----------
+    module : nn.Module
+    entered, left : Tensor
+        The very tensors, so that it can be told which module took what another gave.
+    value : Tensor, shape (tokens, width)
+        float32 copy of ``left``, which a block may go on to change in place.
+    """
+
+    module: nn.Module
+    entered: Tensor
+    left: Tensor
+    value: Tensor
+
+
+@dataclass
+class Parts:
+    """What writes on the residual stream in one block: ``h[l] = h[l-1] + scale * (a + m)``.
+
+    Attributes
+    ----------
+    attention, mlp : nn.Module
+        Modules whose outputs are ``a`` and ``m``: where a norm follows the attention or the MLP
+        before the sum, that norm.
+    scale : float
+        1 but in models that scale their updates.
+    projection : nn.Module or None
+        The linear module from the MLP's neurons to the width of the stream; None in a mixture of
+        experts, where no one module takes the MLP's output from its neurons.
+    after : nn.Module or None
+        The norm between ``projection`` and the stream, where there is one.
+    """
+
+    attention: nn.Module
+    mlp: nn.Module
+    scale: float
+    projection: nn.Module | None
+    after: nn.Module | None
+
+
+@contextmanager
+def traced(block: nn.Module):
+    """List the calls of the modules inside a block, in the order in which they end."""
+    calls: list[Call] = []
+
+    def note(module, args, kwargs, output):
+        entered = args[0] if args else next(iter(kwargs.values()), None)
+        left = hidden_states(output) if output is not None else None
+        if isinstance(entered, Tensor) and isinstance(left, Tensor):
+            value = left.reshape(-1, left.shape[-1]).float()
+            calls.append(Call(module, entered, left, value.clone()))
+
+    with ExitStack() as hooks:
+        for module in block.modules():
+            if module is not block:
+                handle = module.register_forward_hook(note, with_kwargs=True)
+                hooks.callback(handle.remove)
+        yield calls
+
+
+def find_parts(
+    block: nn.Module, calls: list[Call], entered: Tensor, left: Tensor, rounding: float
+) -> Parts:
+    """Find what a block's attention and MLP add to the stream, and prove it by their sum.
+
+    The attention is the one child of its kind; the MLP is the last other child with parameters
+    that is no norm, be it a module of its own or the second of two bare linear layers.
+
+    Parameters
+    ----------
+    block : nn.Module
+    calls : list of Call
+        From :func:`traced`.
+    entered, left : Tensor, shape (tokens, d)
+        What entered and left the block in that run.
+    rounding : float
+        Relative difference by which the sum may miss the block's update.
+
+    Raises
+    ------
+    InputError
+        If there is no such pair of modules.
+    """
+    name, children = type(block).__name__, set(block.children())
+    calls = [call for call in calls if call.value.shape == left.shape]
+    attention = [
+        call for call in calls if call.module in children and _is_kind(call.module, "attention")
+    ]
+    others = [
+        call
+        for call in calls
+        if call.module in children and call not in attention and _computes(call.module)
+    ]
+    if len(attention) != 1 or not others:
+        raise InputError(
+            f"{name}: expected one attention and an MLP among its children, found "
+            f"{len(attention)} and {len(others)}; its update cannot be divided between them"
+        )
+    attention, mlp = attention[0], others[-1]
+    entered, left = entered.float(), left.float()
+    update = left - entered
+    # a difference of large numbers is only as exact as they are
+    allowed = rounding * update.norm(dim=-1) + torch.finfo(calls[0].left.dtype).eps * (
+        entered.norm(dim=-1) + left.norm(dim=-1)
+    )
+    for a, m in product(_writers(attention, calls), _writers(mlp, calls)):
+        written = a.value + m.value
+        scale = ((update * written).sum() / written.square().sum()).item()
+        scale = 1.0 if abs(scale - 1) <= rounding else scale
+        if ((update - scale * written).norm(dim=-1) <= allowed).all():
+            last = _last_linear(mlp, calls)
+            known = last is not None and (last is m or torch.equal(last.value, mlp.value))
+            after = m.module if known and m.module not in (last.module, mlp.module) else None
+            return Parts(a.module, m.module, scale, last.module if known else None, after)
+    raise InputError(
+        f"{name}: what it adds to the residual stream is not the sum of what its "
+        f"{type(attention.module).__name__} and its {type(mlp.module).__name__} give"
+    )
+
+
+def _is_kind(module: nn.Module, kind: str) -> bool:
+    return kind in type(module).__name__.lower()
+
+
+def _computes(module: nn.Module) -> bool:
+    return not _is_kind(module, "norm") and any(True for _ in module.parameters())
+
+
+def _writers(call: Call, calls: list[Call]) -> list[Call]:
+    """Calls that may give what is added to the stream, most likely first.
+
+    The module's own, or that of the norm which takes its output as it is; failing that the last
+    linear layer in it, for modules that are handed the stream and add to it themselves.
+    """
+    end, current = call, call.left
+    for later in calls[calls.index(call) + 1 :]:
+        if later.entered is current and not _computes(later.module):
+            current = later.left
+            end = end if torch.equal(later.value, end.value) else later  # dropout gives the same
+    last = _last_linear(call, calls)
+    return [end] if last is None else [end, last]
+
+
+def _last_linear(call: Call, calls: list[Call]) -> Call | None:
+    inside = set(call.module.modules())
+    linear = [c for c in calls if c.module in inside and isinstance(c.module, nn.Linear | Conv1D)]
+    return linear[-1] if linear else None
 
 
 def cache_view(cache: DynamicCache) -> DynamicCache:

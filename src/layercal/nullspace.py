@@ -1,0 +1,460 @@
+"""The null space of the unembedding, and the entropy neurons that write there.
+
+A vector in the null space moves no logit directly: it can only act by growing the residual that
+the final norm divides by. Entropy neurons of the last block write there (Stolfo et al. 2024,
+arXiv 2406.16254); their effect is read by mean ablation.
+
+A **rule** says how large the null space is: ``k=16``, the 16 directions of the smallest singular
+values; ``energy=0.999``, all but the fewest top directions that hold at least that share of the
+squared singular values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
+
+from layercal import InputError, structure
+from layercal.model import ROUNDING, LensModel
+
+# a unit vector has no part in a space if less than this of its length lies there
+NOTHING = 1e-6
+
+
+@dataclass
+class Unembedding:
+    """The right singular vectors of the effective unembedding.
+
+    Attributes
+    ----------
+    singular_values : Tensor, shape (d,)
+        float64, descending; in logits per unit of the normalised residual, before any scaling or
+        soft-capping of the logits.
+    basis : Tensor, shape (d, d)
+        float64; row i is the unit direction of the residual stream of singular value i.
+    """
+
+    singular_values: Tensor
+    basis: Tensor
+
+    def null_size(self, rule: str) -> int:
+        """Number of dimensions of the null space, 0 to d.
+
+        Parameters
+        ----------
+        rule : str
+            ``k=<int>`` or ``energy=<share between 0 and 1>``.
+
+        Raises
+        ------
+        InputError
+            If it is none of them, or out of range.
+        """
+        kind, _, value = rule.partition("=")
+        width = len(self.singular_values)
+        try:
+            if kind == "k" and 0 <= int(value) <= width:
+                return int(value)
+            if kind == "energy" and 0 < float(value) < 1:
+                energy = self.singular_values.square().cumsum(0)
+                return width - 1 - int((energy < float(value) * energy[-1]).sum())
+        except ValueError:
+            pass
+        raise InputError(
+            f"null space rule: expected k=<0..{width}> or energy=<between 0 and 1>, got {rule!r}"
+        )
+
+    def null_basis(self, rule: str) -> Tensor:
+        """Orthonormal rows that span the null space; (k, d), float64."""
+        return self.basis[len(self.basis) - self.null_size(rule) :]
+
+
+def effective_unembedding(model: LensModel) -> Unembedding:
+    """Singular vectors of the unembedding as the residual stream sees it.
+
+    The final norm's gain and the projection that some models put after it are folded in. The mean
+    over the vocabulary is taken out, since the same logit for all tokens changes nothing; where
+    the norm centres, so is the all-ones direction, which then has the singular value 0. Found from
+    the d x d Gram matrix, so that singular values below 1e-8 of the largest are rounding.
+
+    Parameters
+    ----------
+    model : LensModel
+    """
+    gram = sum(rows.T @ rows for rows in _effective_rows(model, "unembedding"))
+    energy, vectors = torch.linalg.eigh(gram)
+    return Unembedding(energy.clamp(min=0).sqrt().flip(0), vectors.T.flip(0))
+
+
+def _effective_rows(model: LensModel, label: str, chunk: int = 4096) -> Iterator[Tensor]:
+    """Rows of the effective unembedding, a chunk of the vocabulary at a time; (chunk, d) float64.
+
+    On the CPU, since not every accelerator has float64.
+    """
+    gain, _, centred = model.norm_map
+    projection = model.readout.projection(model.width)
+    weight = model.head.weight.detach()
+
+    def fold(rows: Tensor) -> Tensor:
+        if projection is not None:
+            rows = rows @ projection.cpu().double()
+        rows = rows * gain.cpu().double()
+        return rows - rows.mean(-1, keepdim=True) if centred else rows
+
+    parts = weight.split(chunk)
+    mean = fold(sum(part.cpu().double().sum(0) for part in parts)[None] / len(weight))
+    for part in tqdm(parts, desc=label, unit="chunk", disable=None):
+        yield fold(part.cpu().double()) - mean
+
+
+def null_part(direction: Tensor, unembedding: Unembedding, rule: str) -> Tensor:
+    """The part of a direction that lies in the null space, as a unit vector.
+
+    Parameters
+    ----------
+    direction : Tensor, shape (..., d)
+    unembedding : Unembedding
+    rule : str
+
+    Returns
+    -------
+    Tensor, shape (..., d)
+        float32.
+
+    Raises
+    ------
+    InputError
+        If a direction has no such part.
+    """
+    return _unit_part(direction, unembedding.null_basis(rule), f"null space ({rule})")
+
+
+def row_part(direction: Tensor, unembedding: Unembedding, rule: str) -> Tensor:
+    """The part of a direction outside the null space; as :func:`null_part`."""
+    rows = unembedding.basis[: len(unembedding.basis) - unembedding.null_size(rule)]
+    return _unit_part(direction, rows, f"row space ({rule})")
+
+
+def _unit_part(direction: Tensor, basis: Tensor, space: str) -> Tensor:
+    direction = direction.to(basis)
+    part = direction @ basis.T @ basis
+    norm = part.norm(dim=-1, keepdim=True)
+    if not (norm > NOTHING * direction.norm(dim=-1, keepdim=True)).all():
+        raise InputError(
+            f"a direction has no part in the {space} of {len(basis)} dimensions; choose another "
+            "rule or leave this control out"
+        )
+    return (part / norm).float()
+
+
+@torch.inference_mode()
+def question_shares(
+    residuals: Tensor, unembedding: Unembedding, rules: Sequence[str]
+) -> dict[str, Tensor]:
+    """Share of the squared norm that lies in the null space, for each question.
+
+    Parameters
+    ----------
+    residuals : Tensor, shape (n, L + 1, d)
+        Before the final norm at every layer, L included.
+    unembedding : Unembedding
+    rules : sequence of str
+
+    Returns
+    -------
+    dict of Tensor
+        ``residual`` (n, L + 1, rules), of ``h[l]``; ``update`` (n, L, rules), of
+        ``h[l] - h[l-1]`` for l = 1 .. L; both from 0 to 1. The zero vector has the share 0.
+    """
+    sizes = torch.tensor([unembedding.null_size(rule) for rule in rules])
+    # smallest singular value first, so that a null space of size k is the first k columns
+    basis = unembedding.basis.flip(0)[: sizes.max()].float()
+
+    def share(h: Tensor) -> Tensor:
+        energy = (h @ basis.T).square().cumsum(-1)
+        energy = torch.cat([torch.zeros(len(h), 1), energy], 1)[:, sizes]
+        return energy / h.square().sum(-1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
+
+    layers = residuals.cpu().unbind(1)
+    pairs = zip(layers[1:], layers[:-1], strict=True)
+    return {
+        "residual": torch.stack([share(h.float()) for h in layers], 1),
+        "update": torch.stack([share(after.float() - h.float()) for after, h in pairs], 1),
+    }
+
+
+def null_shares(residuals: Tensor, unembedding: Unembedding, rules: Sequence[str]) -> pd.DataFrame:
+    """Mean over questions of :func:`question_shares`, by layer.
+
+    Returns
+    -------
+    DataFrame
+        One row a layer, ``what`` (residual, update) and ``rule``, with its ``size`` (dimensions of
+        the null space), ``share``, and ``chance``, the share of a vector that points anywhere.
+    """
+    sizes = {rule: unembedding.null_size(rule) for rule in rules}
+    rows = [
+        {
+            "layer": layer,
+            "what": what,
+            "rule": rule,
+            "size": sizes[rule],
+            "share": share,
+            "chance": sizes[rule] / residuals.shape[-1],
+        }
+        for what, found in question_shares(residuals, unembedding, rules).items()
+        for layer, shares in enumerate(found.mean(0).tolist(), start=int(what == "update"))
+        for rule, share in zip(rules, shares, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+@dataclass
+class Neurons:
+    """The MLP neurons of the last block and how they reach the final residual.
+
+    ``h[L] = rest + scale * after(activations @ weight + bias)``.
+
+    Attributes
+    ----------
+    projection : nn.Module
+        Where their activations can be read: its input.
+    weight : Tensor, shape (m, d)
+        float32; row j is ``w_out`` of neuron j.
+    bias : Tensor, shape (d,)
+    after : nn.Module or None
+        The norm of blocks that norm the MLP's output before they add it, in float32.
+    scale : float
+    """
+
+    projection: nn.Module
+    weight: Tensor
+    bias: Tensor
+    after: nn.Module | None
+    scale: float
+
+    def output(self, activations: Tensor) -> Tensor:
+        """What activations (..., m) give before any norm of the block; (..., d)."""
+        return activations @ self.weight + self.bias
+
+    def added(self, output: Tensor) -> Tensor:
+        """What such an output (..., d) adds to the residual stream; (..., d)."""
+        return self.scale * (output if self.after is None else self.after(output))
+
+
+def find_neurons(model: LensModel) -> Neurons:
+    """Find the neurons of the last block's MLP, and prove it by a real pass without every other.
+
+    Parameters
+    ----------
+    model : LensModel
+
+    Raises
+    ------
+    InputError
+        If the block is a mixture of experts, its weights are quantized, or what its neurons add to
+        the stream is not what their output weights say.
+    """
+    name, parts = type(model.blocks[-1]).__name__, model.parts[-1]
+    if parts.projection is None:
+        raise InputError(
+            f"{name}: no one linear layer gives its MLP's output from its neurons (a mixture of "
+            "experts?), so entropy neurons are not defined"
+        )
+    weight, bias = parts.projection.weight, parts.projection.bias
+    if not weight.is_floating_point():
+        raise InputError(f"{name}: its MLP is quantized; read entropy neurons with quantize: none")
+    weight = weight if isinstance(parts.projection, Conv1D) else weight.T
+    found = Neurons(
+        parts.projection,
+        weight.detach().float(),
+        weight.new_zeros(weight.shape[1]).float() if bias is None else bias.detach().float(),
+        parts.after and structure.as_float32(parts.after),
+        parts.scale,
+    )
+    _prove(model, found, name)
+    return found
+
+
+@torch.inference_mode()
+def _prove(model: LensModel, found: Neurons, name: str) -> None:
+    seen: list[Tensor] = []
+    # not all of them alike, which a norm after them would undo
+    kept = (torch.arange(len(found.weight), device=found.weight.device) % 2).float()
+
+    def thin(activations):
+        seen.append(activations.reshape(1, -1).float())
+        return activations * kept.to(activations)
+
+    prefix = model.prefix(torch.arange(1, 5))
+    last = model.n_layers - 1
+    with structure.hook(found.projection, thin, before=True):
+        thinned = model.batched_pass(prefix, last, prefix.residuals[last][None]).float()
+    active = seen[0]
+    change = found.added(found.output(active * kept)) - found.added(found.output(active))
+    h, change = prefix.residuals[-1].float(), change.to(model.device)
+    allowed = ROUNDING[model.dtype] * change.norm() + torch.finfo(model.dtype).eps * h.norm()
+    if not (thinned - h - change).norm() <= allowed:
+        raise InputError(
+            f"{name}: a pass without every other neuron of its MLP does not end as their output "
+            "weights say, so they cannot be ablated in closed form"
+        )
+
+
+@torch.inference_mode()
+def activations(
+    model: LensModel, found: Neurons, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Read the neurons at the last real token of each row.
+
+    Parameters
+    ----------
+    model : LensModel
+    found : Neurons
+    input_ids : Tensor, shape (batch, tokens)
+    attention_mask : Tensor, shape (batch, tokens), optional
+        As for :meth:`LensModel.residuals`.
+
+    Returns
+    -------
+    residual : Tensor, shape (batch, d)
+        ``h[L]``, float32.
+    activations : Tensor, shape (batch, m)
+        float32.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    last = structure.last_real(attention_mask)
+    captured: list[Tensor] = []
+
+    def keep(hidden: Tensor):
+        hidden = hidden.reshape(*input_ids.shape, -1)  # some blocks flatten the tokens
+        captured.append(hidden[torch.arange(len(last)), last.to(hidden.device)])
+
+    with structure.hook(found.projection, keep, before=True):
+        residual = model.residuals(input_ids, attention_mask)[:, -1]
+    return residual.float(), captured[0].float()
+
+
+def describe(
+    model: LensModel, found: Neurons, unembedding: Unembedding, rules: Sequence[str]
+) -> pd.DataFrame:
+    """Say of every neuron what makes it an entropy neuron or not.
+
+    ``w_out`` is taken as it reaches the stream: with the gain of the norm that some blocks put
+    after it, and without its mean where that norm or the final norm centres. Formulas of Stolfo et
+    al. 2024.
+
+    Parameters
+    ----------
+    model : LensModel
+    found : Neurons
+    unembedding : Unembedding
+    rules : sequence of str
+
+    Returns
+    -------
+    DataFrame
+        One row a neuron: ``neuron``, ``norm`` (of w_out), ``cosine_variance`` (over the
+        vocabulary, of the cosine of w_out with a token's row of the effective unembedding), and
+        for each rule ``null_share:<rule>``, the share of the squared norm in the null space.
+    """
+    weight = _reaching_weight(model, found)
+    norm = weight.norm(dim=-1)
+    unit = weight / norm.clamp(min=torch.finfo(norm.dtype).tiny)[:, None]
+    mean, second = _cosine_moments(model)
+    variance = ((unit @ second) * unit).sum(-1) - (unit @ mean).square()
+    columns = {"neuron": range(len(norm)), "norm": norm, "cosine_variance": variance.clamp(min=0)}
+    for rule in rules:
+        columns[f"null_share:{rule}"] = (unit @ unembedding.null_basis(rule).T).square().sum(-1)
+    return pd.DataFrame(columns)
+
+
+def _reaching_weight(model: LensModel, found: Neurons) -> Tensor:
+    """Output weights as :func:`describe` takes them; (m, d) float64."""
+    weight = found.weight.cpu().double()
+    if found.after is not None:
+        with torch.inference_mode():
+            gain, _, centred = structure.norm_map(found.after, model.width)
+        weight = (weight - weight.mean(-1, keepdim=True) if centred else weight) * gain.cpu()
+    weight = found.scale * weight
+    return weight - weight.mean(-1, keepdim=True) if model.norm_map[2] else weight
+
+
+def _cosine_moments(model: LensModel) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and mean outer product (d, d) of the unit rows of the effective unembedding.
+
+    With them the variance over the vocabulary costs d^2 a neuron and not vocabulary x d.
+    """
+    size = len(model.head.weight)
+    mean = torch.zeros(model.width, dtype=torch.float64)
+    second = torch.zeros(model.width, model.width, dtype=torch.float64)
+    for rows in _effective_rows(model, "cosines"):
+        unit = nn.functional.normalize(rows, dim=-1)
+        mean += unit.sum(0) / size
+        second += unit.T @ unit / size
+    return mean, second
+
+
+def entropy_neurons(table: pd.DataFrame, count: int, norm_quantile: float = 0.75) -> list[int]:
+    """Choose the neurons of high norm and low variance.
+
+    Stolfo et al. 2024 read them off a plot of the two and state no bound. Here: of the neurons
+    whose norm is at least the block's ``norm_quantile``, the ``count`` of lowest cosine variance,
+    lowest first.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`describe`.
+    count : int
+    norm_quantile : float
+        0 to 1.
+    """
+    high = table[table["norm"] >= table["norm"].quantile(norm_quantile)]
+    return high.sort_values("cosine_variance", kind="stable")["neuron"].head(count).tolist()
+
+
+@torch.inference_mode()
+def without_neurons(
+    found: Neurons, residual: Tensor, active: Tensor, means: Tensor, chosen: Sequence[int]
+) -> Tensor:
+    """Final residuals had neurons been at their mean: each alone, then all of them together.
+
+    Exact, since nothing but the final norm follows the last block's MLP. Read with a live norm by
+    ``model.option_logits(changed, option_ids)``, with a frozen one by
+    ``model.option_logits(changed, option_ids, frozen_at=residual)``.
+
+    Parameters
+    ----------
+    found : Neurons
+    residual : Tensor, shape (n, d)
+        ``h[L]``.
+    active : Tensor, shape (n, m)
+        From :func:`activations`.
+    means : Tensor, shape (m,) or (n, m)
+        Mean activations over a set of questions; one row a question where each question is
+        ablated to the mean of other folds.
+    chosen : sequence of int
+
+    Returns
+    -------
+    Tensor, shape (chosen + 1, n, d)
+        float32.
+    """
+    device = found.weight.device
+    residual, active = residual.to(device).float(), active.to(device).float()
+    moved = means.to(active) - active
+    output = found.output(active)
+    rest = residual - found.added(output)
+    changed = [
+        rest + found.added(output + moved[:, group] @ found.weight[group])
+        for group in [*([neuron] for neuron in chosen), list(chosen)]
+    ]
+    return torch.stack(changed)
