@@ -4,8 +4,9 @@ Both add a vector to the residual stream at the answer position of a study's pro
 rest of the network, for the same layers, directions and scales. Full passes cost the same whatever
 the setting, so they are run on a sample of settings, evenly spread over the layers, and their time
 is scaled up to all of them; they project the last position only. The sweep is timed whole, with
-its run of the prefix. Option logits must agree, or the comparison stops. The sweep is repeated
-with several bounds on its memory (settings in one pass), and with eight times as many directions.
+its run of the prefix. Option logits must agree, or the comparison stops. All is repeated with
+several bounds on the sweep's memory (settings in one pass). That memory does not grow with the
+sweep is shown on its lowest layer, with 4 and 16 times as many directions.
 
 steering-vectors asks for transformers < 5, but its hooks run on 5 as they are:
 
@@ -30,7 +31,7 @@ from layercal import directions, steering
 from layercal.model import GATE_TOLERANCE, load
 
 ALPHAS = torch.tensor([-1, -0.5, 0.25, 0.5, 0.75, 1, 1.5, 2])  # the study's, but 0
-LAYERS, DIRECTIONS, LARGER = 6, 23, 8
+LAYERS, DIRECTIONS, LARGER = 6, 23, (4, 16)
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
@@ -51,20 +52,19 @@ class Sweep:
     def ours(self, drawn, chunk):
         """Option logits of all settings, (layers, directions x scales, n_options)."""
         prefix = self.read.prefix(self.ids)
-        return torch.stack(
-            [
-                steering.steered_logits(
-                    self.read,
-                    prefix,
-                    layer,
-                    self.vectors(layer, drawn),
-                    self.option_ids,
-                    "through-network",
-                    chunk,
-                )
-                for layer in self.layers
-            ]
+        every = ((layer, self.vectors(layer, drawn)) for layer in self.layers)
+        return torch.stack([self.at_layer(prefix, *some, chunk) for some in every])
+
+    def at_layer(self, prefix, layer, vectors, chunk):
+        """Option logits of all settings of one layer, (directions x scales, n_options)."""
+        return steering.steered_logits(
+            self.read, prefix, layer, vectors, self.option_ids, "through-network", chunk
         )
+
+    def memory(self, drawn, chunk):
+        """MB that the lowest layer takes at most, above the vectors to be added."""
+        layer, prefix = self.layers[0], self.read.prefix(self.ids)
+        return measured(self.at_layer, prefix, layer, self.vectors(layer, drawn), chunk)[2]
 
     @torch.inference_mode()
     def hooked(self, drawn, sample):
@@ -131,7 +131,7 @@ def main():
     lowest = args.lowest or read.n_layers // 2
     layers = steering.sweep_layers(lowest, read.n_layers, LAYERS)
     sweeps = [Sweep(read, prompt, layers) for prompt in prompts.iloc[kept].itertuples()]
-    drawn = directions.random_directions(LARGER * DIRECTIONS, read.width, 0)
+    drawn = directions.random_directions(LARGER[-1] * DIRECTIONS, read.width, 0)
     few = drawn[:DIRECTIONS]
     settings = len(layers) * len(few) * len(ALPHAS)
     spread = np.linspace(0, settings - 1, args.naive).round().astype(int)
@@ -141,7 +141,10 @@ def main():
         sweep.hooked(few, sample[:1])
         sweep.ours(few[:1], 1)
     rows = compare(sweeps, few, sample, args)
-    larger = {chunk: measured(sweeps[0].ours, drawn, chunk)[2] for chunk in args.chunks}
+    larger = {
+        chunk: [sweeps[0].memory(drawn[: times * DIRECTIONS], chunk) for times in LARGER]
+        for chunk in args.chunks
+    }
 
     lengths = ", ".join(str(len(sweep.ids)) for sweep in sweeps)
     masked = read.takes_masked_pass and all(read.prefix(s.ids).in_window for s in sweeps)
@@ -149,18 +152,19 @@ def main():
         f"{args.model.name}, {args.dtype}, {torch.get_num_threads()} thread(s), prompts of "
         f"{lengths} tokens, layers {layers} of {read.n_layers}; steered tokens run as "
         f"{'one masked row' if masked else 'rows of a batch'}; {args.naive} of {settings} settings "
-        f"run as full passes; {args.repeats} repeats; memory in MB above model and prompt"
+        f"run as full passes; {args.repeats} repeats; peak memory in MB above the model"
     )
     print(
         "| what | settings/s | ratio: min | median | max | max logit difference | peak memory ",
         end="",
     )
-    print(f"| with {LARGER} x the directions |\n|---|---|---|---|---|---|---|---|")
+    print("| one layer, {} x as many | {} x as many |".format(*LARGER))
+    print("|---|---|---|---|---|---|---|---|---|")
     total = rows.pivot_table("seconds", "chunk", "repeat", aggfunc="sum")
     naive = total.loc[0] / args.naive
     largest = rows.groupby("chunk")[["memory", "difference"]].max()
     speed = len(sweeps) / naive.median()
-    print(f"| full passes | {speed:.3g} | | 1 | | | {largest['memory'][0]:.0f} | |")
+    print(f"| full passes | {speed:.3g} | | 1 | | | {largest['memory'][0]:.0f} | | |")
     for chunk in args.chunks:
         ratio = naive * settings / total.loc[chunk]
         print(
@@ -168,7 +172,7 @@ def main():
             f"| {len(sweeps) * settings / total.loc[chunk].median():.3g} "
             f"| {ratio.min():.0f} | {ratio.median():.0f} | {ratio.max():.0f} "
             f"| {largest['difference'][chunk]:.1g} | {largest['memory'][chunk]:.0f} "
-            f"| {larger[chunk]:.0f} |"
+            "| {:.0f} | {:.0f} |".format(*larger[chunk])
         )
 
 
