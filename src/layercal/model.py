@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -456,6 +456,70 @@ class LensModel:
         """The model's own code on top of its decoder, with another head, in float32."""
         decoder, unembedding = self.paths
         return structure.with_modules(self.model, {decoder: self.readout, unembedding: head})
+
+    @torch.inference_mode()
+    def streams(self, input_ids: Tensor, layers: Sequence[int]) -> Tensor:
+        """Read one prompt's residual stream at every position, at the layers asked for.
+
+        Parameters
+        ----------
+        input_ids : Tensor, shape (tokens,)
+        layers : sequence of int
+            From 0 (the embedding output) to L, in any order.
+
+        Returns
+        -------
+        Tensor, shape (len(layers), tokens, d)
+            In the model's dtype.
+        """
+        input_ids = input_ids[None]
+        shape = (len(layers), input_ids.shape[1], self.width)
+        found = torch.empty(shape, dtype=self.dtype, device=self.device)
+        with ExitStack() as hooks:
+            for layer, stream in zip(layers, found, strict=True):
+                hooks.enter_context(self._copy_into(stream, layer))
+            self._decode_all(input_ids)
+        return found
+
+    @torch.inference_mode()
+    def continue_all(self, input_ids: Tensor, layer: int, h: Tensor) -> Tensor:
+        """Run the blocks above a layer on residuals changed at every position.
+
+        All settings run as rows of one batch: the caller bounds memory by how many it passes.
+
+        Parameters
+        ----------
+        input_ids : Tensor, shape (tokens,)
+        layer : int
+            The layer whose residuals were changed; blocks ``layer + 1 .. L`` run.
+        h : Tensor, shape (S, tokens, d)
+            Residuals at ``layer``, one row per setting.
+
+        Returns
+        -------
+        Tensor, shape (S, d)
+            Residuals of the last token at layer L, before the final norm.
+        """
+        if layer == self.n_layers:
+            return h[:, -1]
+        with self._replace(layer, h) as captured:
+            self._decode_all(input_ids.expand(len(h), -1))
+        return captured[0][:, -1].to(self.device)
+
+    def _copy_into(self, stream: Tensor, layer: int):
+        """Copy the residuals of the only row at a layer into ``stream``, (tokens, d)."""
+
+        def keep(hidden: Tensor):
+            stream.copy_(hidden[0])
+
+        block = self.blocks[max(layer, 1) - 1]
+        return structure.hook(block, keep, before=layer == 0)
+
+    def _decode_all(self, input_ids: Tensor) -> None:
+        """Run the decoder on rows without padding, (batch, tokens), keeping no cache."""
+        input_ids = input_ids.to(self.device)
+        mask = torch.ones_like(input_ids)
+        self._decode(input_ids, mask.cumsum(-1) - 1, attention_mask=mask, use_cache=False)
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:

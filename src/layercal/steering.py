@@ -230,3 +230,47 @@ def sweep_prompt(
                 every[:, moved] = logits[:-1].reshape(len(changed), -1, len(option_ids))
                 found[name].append(every if name == mode else every[:n_fitted])
     return {name: torch.stack(layers, 1) for name, layers in found.items()}
+
+
+@torch.inference_mode()
+def steered_everywhere(
+    model: LensModel,
+    input_ids: Tensor,
+    layer: int,
+    stream: Tensor,
+    unsteered: Tensor,
+    vectors: Tensor,
+    option_ids: Tensor,
+    rows: int = 16,
+) -> tuple[Tensor, Tensor]:
+    """Option logits of one prompt under many vectors, each added at all of its positions.
+
+    The blocks up to ``layer`` have run once, without any vector; those above run for each. Read
+    at the steered layer itself (``lens``), it would be no different from the answer position alone.
+
+    Parameters
+    ----------
+    model : LensModel
+    input_ids : Tensor, shape (tokens,)
+    layer : int
+        Where the vectors are added.
+    stream : Tensor, shape (tokens, d)
+        Unsteered residuals at ``layer``, of :meth:`LensModel.streams`.
+    unsteered : Tensor, shape (d,)
+        Unsteered residual of the answer token at layer L.
+    vectors : Tensor, shape (S, d)
+    option_ids : Tensor, shape (n_options,)
+    rows : int
+        Vectors that go through the network in one batch; bounds memory, with the prompt's length.
+
+    Returns
+    -------
+    live, frozen : Tensor, shape (S, n_options)
+        With the final norm live, and with its scale frozen at that of the unsteered stream.
+    """
+    live, frozen = [], []
+    for part in vectors.to(model.device).split(rows):
+        last = model.continue_all(input_ids, layer, stream.float() + part[:, None])
+        live.append(model.option_logits(last, option_ids).cpu())
+        frozen.append(model.option_logits(last, option_ids, frozen_at=unsteered).cpu())
+    return torch.cat(live), torch.cat(frozen)

@@ -113,6 +113,55 @@ def test_continued_passes_equal_full_passes_in_every_family(family, ids):
             torch.testing.assert_close(found, torch.stack(expected), atol=2e-4, rtol=1e-3)
 
 
+def naive_everywhere(causal, family, ids, layer, vector):
+    """Logits of one full pass in which what block ``layer`` gives, or enters the first, is moved.
+
+    At every position; and the changed stream itself.
+    """
+    moved = []
+
+    def move(hidden):
+        moved.append(hidden + vector)
+        return moved[0]
+
+    def entering(module, args, kwargs):
+        if args:
+            return (move(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": move(kwargs["hidden_states"])}
+
+    def leaving(module, args, output):
+        if isinstance(output, tuple):
+            return (move(output[0]), *output[1:])
+        return move(output)
+
+    blocks = blocks_of(causal, family)
+    if layer == 0:
+        handle = blocks[0].register_forward_pre_hook(entering, with_kwargs=True)
+    else:
+        handle = blocks[layer - 1].register_forward_hook(leaving)
+    with torch.no_grad():
+        logits = causal(torch.tensor([ids])).logits[0, -1]
+    handle.remove()
+    return logits, moved[0][0]
+
+
+@pytest.mark.parametrize("ids", PROMPTS, ids=len)
+def test_streams_changed_everywhere_equal_full_passes_in_every_family(family, ids):
+    """On prompts shorter and longer than the sliding windows of those that have one."""
+    causal = tiny(family)
+    read = model.LensModel(causal)
+    layers = [3, 0, 1, 5]
+    streams = read.streams(torch.tensor(ids), layers)
+    vectors = torch.randn(4, read.width, generator=torch.Generator().manual_seed(1))
+    for layer, stream in zip(layers, streams, strict=True):
+        changed = stream + vectors[:, None]
+        found = read.unembed(read.continue_all(torch.tensor(ids), layer, changed))
+        for row, vector in enumerate(vectors):
+            logits, moved = naive_everywhere(causal, family, ids, layer, vector)
+            torch.testing.assert_close(changed[row], moved, atol=5e-5, rtol=1e-4)
+            torch.testing.assert_close(found[row], logits, atol=2e-4, rtol=1e-3)
+
+
 def test_extraction_keeps_the_order_of_the_prompts(tiny_model):
     read = model.LensModel(tiny_model)
     together = extract.residuals(read, PROMPTS, batch_tokens=12)

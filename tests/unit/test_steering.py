@@ -1,6 +1,8 @@
 """Steering in one masked pass against one full pass a setting, with a hook written here."""
 
+import pytest
 import torch
+from families import BATCHED, blocks_of, tiny
 
 from layercal import directions, model, steering
 
@@ -39,6 +41,75 @@ def test_masked_pass_equals_full_passes(tiny_model):
             )
             expected = torch.stack([naive_steered(tiny_model, layer, v) for v in vectors])
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(params=["llama", "bloom", "gemma3_text"])
+def steerable(request):
+    """Families steered in the masked pass, as rows, and as rows because of a sliding window."""
+    causal = tiny(request.param)
+    read = model.LensModel(causal)
+    assert read.takes_masked_pass == (request.param not in BATCHED)
+    ids = torch.tensor(IDS)
+    prefix, stream = read.prefix(ids), read.streams(ids, [2])[0]
+    assert prefix.in_window == (request.param != "gemma3_text")
+
+    def at_answer(vectors, chunk):
+        changed = prefix.residuals[2] + vectors
+        return steering.steered_logits(read, prefix, 2, changed, OPTIONS, "through-network", chunk)
+
+    def everywhere(vectors, rows):
+        return steering.steered_everywhere(
+            read, ids, 2, stream, prefix.residuals[-1], vectors, OPTIONS, rows
+        )
+
+    return blocks_of(causal, request.param)[-1], {at_answer: 1, everywhere: len(IDS)}
+
+
+@pytest.mark.parametrize("bound", [1, 4])
+def test_no_block_sees_more_tokens_at_once_than_the_bound_allows(steerable, bound):
+    """However many settings the sweep has."""
+    block, tokens_of = steerable
+    for steer, tokens in tokens_of.items():
+        for n in (5, 40):
+            seen = []
+            handle = block.register_forward_pre_hook(
+                lambda module, args, kwargs, seen=seen: seen.append(
+                    (args[0] if args else kwargs["hidden_states"]).shape[:2].numel()
+                ),
+                with_kwargs=True,
+            )
+            steer(torch.ones(n, 32), bound)
+            handle.remove()
+            assert max(seen) == bound * tokens and sum(seen) == n * tokens
+
+
+def test_one_chunk_equals_many(steerable):
+    vectors = 3 * torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
+    for steer in steerable[1]:
+        for one, many in zip(steer(vectors, 512), steer(vectors, 2), strict=True):
+            assert (one[0] - one[1:]).abs().amax(-1).min() > 1e-2
+            torch.testing.assert_close(many, one, atol=1e-4, rtol=1e-4)
+
+
+def test_lower_blocks_run_once_for_all_vectors_added_everywhere(tiny_model):
+    read, ids = model.LensModel(tiny_model), torch.tensor(IDS)
+    ran = []
+    for layer in tiny_model.model.layers:
+        layer.mlp.register_forward_hook(lambda module, *_: ran.append(module))
+    stream, last = read.streams(ids, [2, 5])
+    vectors = torch.randn(6, read.width)
+    steering.steered_everywhere(read, ids, 2, stream, last[-1], vectors, OPTIONS, rows=2)
+    assert [ran.count(layer.mlp) for layer in tiny_model.model.layers] == [1, 1, 4, 4, 4]
+
+
+def test_vectors_added_everywhere_at_the_last_layer_act_at_the_answer(tiny_model):
+    read, ids = model.LensModel(tiny_model), torch.tensor(IDS)
+    prefix, stream = read.prefix(ids), read.streams(ids, [5])[0]
+    vectors = torch.randn(6, read.width)
+    found = steering.steered_everywhere(read, ids, 5, stream, stream[-1], vectors, OPTIONS)
+    changed = prefix.residuals[5] + vectors
+    expected = steering.steered_logits(read, prefix, 5, changed, OPTIONS, "through-network")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_prefix_is_left_as_it_was(tiny_model):
