@@ -116,6 +116,8 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         **few,
         out=out / "metrics.parquet",
         phase=phase,
+        numbers=out / "numbers.json",
+        curves=out / "curves.csv",
     )
     stage(
         "directions",
