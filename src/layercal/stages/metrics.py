@@ -77,7 +77,7 @@ def _curves(table: pd.DataFrame, order: str, n_bins: int) -> pd.DataFrame:
     """One row a layer, through the logit lens, over all questions."""
     shown = table[(table["group"] == "all") & (table["lens"] == "logit")]
     shown = shown[(shown["order"] == order) & shown["n_bins"].isin([0, n_bins])]
-    return shown.pivot(index="layer", columns="metric", values="value")[[*CURVES]]
+    return shown.pivot_table(index="layer", columns="metric", values="value")[[*CURVES]]
 
 
 if __name__ == "__main__":
