@@ -7,7 +7,6 @@ import pandas as pd
 
 from layercal import phase, readings, resampling, sources, stages
 
-
 # what DVC prints, compares and draws, and Git keeps
 NUMBERS = (
     "n",
