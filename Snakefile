@@ -50,8 +50,12 @@ onstart:
         ) from None
     # DVC names the stage it runs: what another stage owns must not change behind DVC's back
     own = os.environ.get("DVC_STAGE")
-    ahead = {(Path(job.rule.snakefile).stem, job.rule.name) for job in workflow.dag.needrun_jobs()}
-    foreign = sorted(f"{rule} (stage {stage})" for stage, rule in ahead if stage not in (own, "Snakefile"))
+    ahead = {
+        (Path(job.rule.snakefile).stem, job.rule.name) for job in workflow.dag.needrun_jobs()
+    }
+    foreign = sorted(
+        f"{rule} (stage {stage})" for stage, rule in ahead if stage not in (own, "Snakefile")
+    )
     if own and foreign:
         raise WorkflowError(
             f"stage {own} would run rules of other stages: {', '.join(foreign)}; nothing was run. "

@@ -57,7 +57,7 @@ def model_folder(tmp_path):
     made = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text('{"files": {}}')
     return folder
 
 
