@@ -1,3 +1,5 @@
+import fcntl
+import os
 from pathlib import Path
 
 import yaml
@@ -35,6 +37,30 @@ wildcard_constraints:
 
 
 report: "workflow/report/workflow.rst"
+
+
+onstart:
+    # the kernel drops this lock with the run that holds it: after a kill nothing is to be unlocked
+    LOCK = open(".snakemake/run", "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            f"another run is at work in {os.getcwd()}; wait until it has finished, or stop it"
+        ) from None
+    # DVC names the stage it runs: what another stage owns must not change behind DVC's back
+    own = os.environ.get("DVC_STAGE")
+    ahead = {
+        (Path(job.rule.snakefile).stem, job.rule.name) for job in workflow.dag.needrun_jobs()
+    }
+    foreign = sorted(
+        f"{rule} (stage {stage})" for stage, rule in ahead if stage not in (own, "Snakefile")
+    )
+    if own and foreign:
+        raise WorkflowError(
+            f"stage {own} would run rules of other stages: {', '.join(foreign)}; nothing was run. "
+            "Their results are not what the config and the code now ask for: dvc repro"
+        )
 
 
 include: "workflow/rules/fetch.smk"

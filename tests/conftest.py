@@ -27,6 +27,13 @@ def word_tokenizer(letters=" A", vocabulary=()) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of models of the test's own."""
+    monkeypatch.setenv("LAYERCAL_CACHE", str(tmp_path / "layercal-cache"))
+    return tmp_path / "layercal-cache"
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

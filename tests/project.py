@@ -7,14 +7,50 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+import yaml
+from conftest import word_tokenizer
+from families import tiny
+
 ROOT = Path(__file__).parents[1]
 NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs"]
-NOT_COPIED += ["rendered", "build", "dvc.lock", "__pycache__", "*.egg-info", ".*_cache"]
+NOT_COPIED += ["rendered", "metrics", "plots", "dvc.lock", "build", "__pycache__", "*.egg-info"]
+NOT_COPIED += [".*_cache"]
 
 
 def copy_to(folder: Path) -> Path:
     """Copy the project without what it made."""
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    return folder
+
+
+def small_study(folder: Path, **settings) -> Path:
+    """Copy the project, its study cut down to a tiny model and 24 questions, both local files."""
+    copy_to(folder)
+    tokenizer = word_tokenizer(" ABCD")
+    made = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    made.save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    rows = [
+        {"question": f"{i} + {i}?", **{x: str(2 * i + n) for n, x in enumerate("ABCD")}}
+        | {"answer": "ABCD"[i % 4]}
+        for i in range(24)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "own.csv", index=False)
+    for registry, entry in {
+        "models": {"tiny": {"folder": "tiny", "licence": "none"}},
+        "questions": {"own": {"file": "own.csv"}},
+    }.items():
+        path = folder / f"config/{registry}.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entry))
+    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config |= {"models": ["tiny"], "questions": ["own"], "folds": 3}
+    config["extract"] |= {"shards": 2, "dtype": "float32"}
+    config["calibration"] |= {"draws": 100, "min_group": 10}
+    config["directions"]["random"] = 2
+    config["steering"] |= {"alphas": [0, 1], "max_layers": 2}
+    config["extract"] |= settings
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from tqdm import tqdm
 
 from layercal import InputError
 from layercal.model import LensModel
+
+log = logging.getLogger("layercal")
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -51,7 +54,7 @@ def residuals(
     model : LensModel
     input_ids : sequence of n token lists
     batch_tokens : int
-        Token budget of a batch.
+        Token budget of a batch; halved from there on when memory runs out, which the log says.
     description : str
         Label of the progress bar.
 
@@ -63,23 +66,70 @@ def residuals(
     Raises
     ------
     InputError
-        If the model yields a value that is not finite.
+        If the model yields a value that is not finite, or a single prompt needs more memory than
+        there is.
     """
     found: Tensor | None = None
+    ahead = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
     with tqdm(total=len(input_ids), desc=description, unit="prompt", disable=None) as bar:
-        for rows in length_batches([len(ids) for ids in input_ids], batch_tokens):
-            tokens = [torch.tensor(input_ids[row]) for row in rows]
-            padded = pad_sequence(tokens, batch_first=True)
-            mask = pad_sequence([torch.ones_like(one) for one in tokens], batch_first=True)
-            h = model.residuals(padded, mask).cpu()
-            if not torch.isfinite(h).all():
-                raise InputError(
-                    f"the model yields NaN or Inf in rows {rows}; try extract: dtype: float32"
+        while ahead:
+            rows = ahead[0]
+            h = _read(model, [torch.tensor(input_ids[row]) for row in rows])
+            if h is None:
+                log.warning(
+                    "out of memory at %d prompts of up to %d tokens; going on with half as many "
+                    "(lower extract: batch_tokens in the config to spare the attempt)",
+                    len(rows),
+                    len(input_ids[rows[0]]),
                 )
+                ahead = [half for rows in ahead for half in _halves(rows)]
+                continue
+            _refuse_nan(h, rows)
             if found is None:
                 found = torch.empty(len(input_ids), *h.shape[1:], dtype=h.dtype)
             found[rows] = h
             bar.update(len(rows))
+            del ahead[0]
     if found is None:
         raise InputError("no prompts to extract residuals from")
     return found
+
+
+def _read(model: LensModel, tokens: list[Tensor]) -> Tensor | None:
+    """Residuals of one padded batch, or None if it does not fit into memory."""
+    padded = pad_sequence(tokens, batch_first=True)
+    mask = pad_sequence([torch.ones_like(one) for one in tokens], batch_first=True)
+    try:
+        return model.residuals(padded, mask).cpu()
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        if len(tokens) == 1:
+            raise InputError(
+                f"out of memory: a single prompt of {len(tokens[0])} tokens does not fit; use "
+                "fewer shots, extract: dtype: bfloat16 or quantize, or a larger machine"
+            ) from error
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out; on a CPU torch says so only in its message."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
+
+
+def _refuse_nan(h: Tensor, rows: list[int]) -> None:
+    broken = ~h.isfinite().all(-1)
+    if broken.any():
+        row, layer = broken.nonzero()[0].tolist()
+        raise InputError(
+            f"the model yields NaN or Inf: prompt {rows[row]} of the shard, first at layer "
+            f"{layer}; nothing was written. Try extract: dtype: float32, and check the weights if "
+            "that was used"
+        )
+
+
+def _halves(rows: list[int]) -> list[list[int]]:
+    """Both halves of a batch, or the batch if it is of one row."""
+    middle = (len(rows) + 1) // 2
+    return [half for half in (rows[:middle], rows[middle:]) if half]

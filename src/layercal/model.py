@@ -372,6 +372,11 @@ class LensModel:
         input_ids = input_ids.to(self.device)[None]
         own = self.model(input_ids=input_ids, use_cache=False).logits[0, -1].float()
         lens = self.unembed(self.residuals(input_ids)[0, -1])
+        if not own.isfinite().all():
+            raise InputError(
+                f"{type(self.model).__name__}: the model's own logits hold NaN or Inf in "
+                f"{self.dtype}; try extract: dtype: float32, and check the weights if that was used"
+            )
         difference = (own.to(lens.device) - lens).abs().max().item()
         if not difference <= GATE_TOLERANCE[self.dtype]:
             raise InputError(

@@ -6,7 +6,9 @@ are read out of the zip archive, and nothing in them is ever installed, imported
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import glob
 import hashlib
 import logging
 import os
@@ -229,8 +231,26 @@ def _read_member(wheel: Path, name: str) -> Iterator[bytes]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that its final name never holds half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    """Write a file so that its final name never holds half of it, whenever the run is killed.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written; what stood there before still does.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a killed run
+            stale.unlink(missing_ok=True)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        with partial.open("rb") as written:  # on the disk before it gets its name
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}). Make room, or make the folder "
+            "writable, and run again: what was finished is kept"
+        ) from error

@@ -1,10 +1,18 @@
-"""A model's weights: the first of its sources that can be had -> files and a manifest."""
+"""A model's weights: the first of its sources that can be had -> files and a manifest.
+
+What was downloaded or converted is kept in a cache that all working copies share: the folder
+``LAYERCAL_CACHE``, or ``layercal`` in the user's cache directory. It may be deleted at any time.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import json
+import logging
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -21,6 +29,7 @@ from layercal.sources import (
     write_atomically,
 )
 
+log = logging.getLogger("layercal")
 # beside the weights; what transformers reads for a causal language model and its tokenizer
 FILES = (
     "config.json",
@@ -39,6 +48,7 @@ INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 # room needed per byte of a quantised GGUF for its bfloat16 form
 ROOM_PER_GGUF_BYTE = 3.5
+ROOM = "make room, or set LAYERCAL_CACHE to a larger disk and link resources/ to it"
 
 
 def fetch_model(name: str, entry: dict, folder: Path) -> dict:
@@ -68,10 +78,107 @@ def fetch_model(name: str, entry: dict, folder: Path) -> dict:
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    return first_usable(name, entry, KINDS, lambda *source: _fetch_source(name, *source, folder))
+    found = first_usable(name, entry, KINDS, lambda *source: _provide(name, *source, folder))
+    write_atomically(folder / "manifest.json", json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def restore(folder: Path) -> None:
+    """Fetch again, from the source that a manifest names, what a folder lacks or holds damaged.
+
+    So a working copy whose results were pulled holds no weights until a model must run.
+
+    Parameters
+    ----------
+    folder : path
+        With the model's ``manifest.json``.
+
+    Raises
+    ------
+    InputError
+        If the files cannot be had again, or are others than those of the manifest.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text())
+    wrong = _wrong_files(manifest["files"], folder)
+    if not wrong:
+        return
+    log.warning("%s: missing or damaged, fetched again: %s", folder.name, ", ".join(wrong))
+    first_usable(
+        folder.name,
+        manifest["source"],
+        KINDS,
+        lambda *source: _provide(folder.name, *source, folder, manifest["files"]),
+    )
+
+
+def _provide(
+    name: str, kind: str, source: dict, folder: Path, expected: dict[str, str] | None = None
+) -> dict:
+    """Bring the files of a source into a folder, through the cache; return their manifest."""
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
+    if kind == "gguf" and Path(source["gguf"]).is_file():  # it may change under its name
+        digest.update(sha256(Path(source["gguf"])).encode())
+    kept = cache() / digest.hexdigest()[:32]
+    with _alone(kept):
+        if kind == "folder":  # local already, and free to change
+            kept = folder / "partial"
+        try:
+            manifest = verify_manifest(source, kept) or _fetch_source(name, kind, source, kept)
+            different = _different(manifest["files"], expected or manifest["files"])
+            if different:
+                raise InputError(
+                    f"{folder}: its source now yields another {', '.join(different)} than "
+                    "manifest.json lists, so results of both would be mixed. Install the versions "
+                    "in envs/constraints.txt, or delete manifest.json to study it anew"
+                )
+            with _explain_full_disk(name, folder):
+                _place(manifest["files"], kept, folder)
+        finally:
+            if kind == "folder":
+                shutil.rmtree(kept, ignore_errors=True)
+    return manifest
+
+
+def cache() -> Path:
+    """Return the folder of the shared cache."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("LAYERCAL_CACHE") or user / "layercal")
+
+
+@contextlib.contextmanager
+def _alone(kept: Path) -> Iterator[None]:
+    """Let one process at a time work on a place in the cache; the kernel frees it after a kill."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock = kept.with_name(f"{kept.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"{kept.parent}: the cache of models cannot be written ({error.strerror}); set "
+            "LAYERCAL_CACHE to a folder that can"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _place(files: dict[str, str], kept: Path, folder: Path) -> None:
+    """Link kept files into a folder, or copy them where links cannot reach."""
+    # transformers would prefer a model.safetensors left from an earlier source to new shards
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in files and path.name != "manifest.json":
+            path.unlink()
+    for name in files:
+        partial = folder / f".{name}.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(kept / name, partial)
+        except OSError:
+            shutil.copyfile(kept / name, partial)
+        partial.replace(folder / name)
 
 
 def _fetch_source(name: str, kind: str, source: dict, folder: Path) -> dict:
+    """Fill a place in the cache; its manifest is written last."""
     scratch = folder / "partial"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     ready = scratch / "model"
@@ -80,11 +187,8 @@ def _fetch_source(name: str, kind: str, source: dict, folder: Path) -> dict:
         with _explain_full_disk(name, folder):
             KINDS[kind](name, source, folder, ready)
         files = {path.name: sha256(path) for path in sorted(ready.iterdir())}
-        # transformers would prefer a model.safetensors left from an earlier source to new shards
-        for path in folder.iterdir():
-            if path.is_file():
-                path.unlink()
         for path in ready.iterdir():
+            path.chmod(0o444)  # linked into working copies: a change in one would reach all
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -108,11 +212,16 @@ def verify_manifest(entry: dict, folder: Path) -> dict | None:
     manifest = json.loads(manifest_path.read_text())
     if manifest["source"] not in alternatives(entry):
         return None
-    for file, digest in manifest["files"].items():
-        path = folder / file
-        if not path.exists() or sha256(path) != digest:
-            return None
-    return manifest
+    return None if _wrong_files(manifest["files"], folder) else manifest
+
+
+def _wrong_files(files: dict[str, str], folder: Path) -> list[str]:
+    there = {name: sha256(folder / name) for name in files if (folder / name).exists()}
+    return _different(there, files)
+
+
+def _different(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
 
 
 def model_files(names: Iterable[str], where: str, with_code: bool = False) -> list[str]:
@@ -271,7 +380,7 @@ def _require_room(name: str, needed: float, folder: Path) -> None:
     if free < needed:
         raise InputError(
             f"{name}: {folder} needs about {needed / 1e9:.1f} GB of free disk for this model, but "
-            f"{free / 1e9:.1f} GB are free; make room or link resources/ to a larger disk"
+            f"{free / 1e9:.1f} GB are free; {ROOM}"
         )
 
 
@@ -282,7 +391,4 @@ def _explain_full_disk(name: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise InputError(
-            f"{name}: the disk of {folder} filled up on the way; make room or link resources/ to "
-            "a larger disk"
-        ) from error
+        raise InputError(f"{name}: the disk of {folder} filled up on the way; {ROOM}") from error

@@ -102,43 +102,45 @@ def test_a_download_that_breaks_goes_on_from_the_byte(hub, repo, tmp_path, monke
     assert caplog.text == ""  # warnings would hold signed addresses
 
 
-def test_a_run_that_breaks_is_taken_up_by_the_next(hub, repo, tmp_path):
+def test_a_run_that_breaks_is_taken_up_by_the_next(hub, repo, tmp_path, cache, monkeypatch):
     entry, kept = entry_of(hub), tmp_path / "kept"
     hub.cut["model.safetensors"] = 1000
     assert "broke off (RemoteProtocolError); run again" in refusal(entry, kept)
-    finished = {path.name for path in (kept / "hub").iterdir() if path.is_file()}
+    finished = {path.name for path in cache.glob("*/hub/*") if path.is_file()}
     assert finished == NEEDED - {"model.safetensors"}
     hub.cut.clear()
     hub.requests.clear()
     manifest = weights.fetch_model("tiny", entry, kept)
     asked = {request.path.rsplit("/", 1)[1] for request in hub.asked("/resolve/", "HEAD")}
     assert asked == {"model.safetensors"}
+    assert not list(cache.glob("*/hub"))
+    monkeypatch.setenv("LAYERCAL_CACHE", str(tmp_path / "empty"))
     assert manifest == weights.fetch_model("tiny", entry, tmp_path / "at-once")
     assert contents(kept) == contents(tmp_path / "at-once")
-    assert not (kept / "hub").exists()
 
 
-def test_what_a_killed_run_leaves_is_mended(hub, repo, tmp_path):
+def test_what_a_killed_run_leaves_is_mended(hub, repo, tmp_path, cache):
     entry, kept = entry_of(hub), tmp_path / "kept"
     hub.cut["model.safetensors"] = 1000
     refusal(entry, kept)
     hub.cut.clear()
-    (kept / "hub/config.json").write_text("damaged")
-    litter = kept / "hub/.cache/huggingface/download/x.1.incomplete"
+    (place,) = cache.glob("*/")
+    (place / "hub/config.json").write_text("damaged")
+    litter = place / "hub/.cache/huggingface/download/x.1.incomplete"
     litter.write_bytes(b"half")
-    (kept / "partial").mkdir()
-    (kept / "partial/half.gguf").write_bytes(b"half")
+    (place / "partial").mkdir()
+    (place / "partial/half.gguf").write_bytes(b"half")
     weights.fetch_model("tiny", entry, kept)
     assert contents(kept)["config.json"] == (repo / "config.json").read_bytes()
     assert {path.name for path in kept.iterdir()} == {*NEEDED, "manifest.json"}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_file_of_another_hash_is_refused(hub, repo, tmp_path, name):
+def test_a_file_of_another_hash_is_refused(hub, repo, tmp_path, cache, name):
     hub.flipped.add(name)
     message = refusal(entry_of(hub), tmp_path / "kept")
     assert f"{name}: not of the size and hash that the Hub lists" in message
-    assert not (tmp_path / "kept/hub" / name).exists()
+    assert list(cache.glob("*/hub")) and not list(cache.glob(f"*/hub/{name}"))
     hub.flipped.clear()
     weights.fetch_model("tiny", entry_of(hub), tmp_path / "kept")
 

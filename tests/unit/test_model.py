@@ -211,13 +211,13 @@ def test_gate_passes_an_honest_model_and_stops_a_misread_one(tiny_model):
 
 def test_gate_stops_nan(tiny_model):
     tiny_model.model.norm.weight.data[0] = float("nan")
-    with pytest.raises(InputError, match="differs"):
+    with pytest.raises(InputError, match="own logits hold NaN"):
         model.LensModel(tiny_model).check_gate(torch.tensor(PROMPTS[0]))
 
 
 def test_nan_in_residuals_is_one_clear_error(tiny_model):
     tiny_model.model.layers[2].mlp.down_proj.weight.data[0] = float("inf")
-    with pytest.raises(InputError, match="NaN or Inf in rows"):
+    with pytest.raises(InputError, match=r"NaN or Inf: prompt \d+ of the shard, first at layer 3"):
         extract.residuals(model.LensModel(tiny_model), PROMPTS)
 
 

@@ -134,6 +134,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"table: cannot be written \(No space .*and run again"):
         sources.write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
+    (tmp_path / ".table.123.partial").write_text("half")
+    sources.write_atomically(tmp_path / "table", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]

@@ -57,7 +57,7 @@ def model_folder(tmp_path):
     made = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text('{"files": {}}')
     return folder
 
 
@@ -116,6 +116,8 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         **few,
         out=out / "metrics.parquet",
         phase=phase,
+        numbers=out / "numbers.json",
+        curves=out / "curves.csv",
     )
     fitted = {"estimators": ["update-mean", "phase-pca", "gradient", "probe"], "ranks": [1, 2]}
     reached = {"phase": phase, "dimensions": out / "dimensions.parquet"}

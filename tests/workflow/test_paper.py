@@ -76,6 +76,7 @@ def paper(tmp_path_factory):
     for name, path in paths.items():
         path.write_text(yaml.safe_dump(read[name], sort_keys=False))
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "hf"), "NO_PROXY": "*", "HF_TOKEN": ""}
+    home["LAYERCAL_CACHE"] = str(root / "cache")
     done = snakemake(folder, *PAPER, **home)
     hub.stop()
     assert done.returncode == 0, done.said

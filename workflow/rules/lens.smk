@@ -1,6 +1,7 @@
 # REQUIRED INPUTS: results/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json
+#          metrics.parquet, phase.json; metrics/{model}/{questions}.json and
+#          plots/{model}/{questions}.csv, the headline numbers and layer curves that Git keeps
 
 
 rule lens:
@@ -72,6 +73,8 @@ rule measure_calibration:
     output:
         metrics="results/lens/{model}/{questions}/metrics.parquet",
         phase="results/lens/{model}/{questions}/phase.json",
+        numbers="metrics/{model}/{questions}.json",
+        curves="plots/{model}/{questions}.csv",
     log:
         "logs/lens/{model}/{questions}/metrics.log",
     benchmark:
@@ -97,4 +100,4 @@ rule measure_calibration:
         " --n-bins {params.n_bins} --min-count {params.min_count} --min-group {params.min_group}"
         " --draws {params.draws} --threads {threads}"
         " --tolerance {params.tolerance} --seed {params.seed} --out {output.metrics}"
-        " --phase {output.phase} --log {log}"
+        " --phase {output.phase} --numbers {output.numbers} --curves {output.curves} --log {log}"

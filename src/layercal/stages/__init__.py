@@ -44,6 +44,13 @@ def add_model_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--threads", type=int, default=None, help="CPU threads; all if left out")
 
 
+def restore(manifest: Path) -> None:
+    """See that a model's files are those of its manifest, fetching again what is not."""
+    from layercal import weights
+
+    weights.restore(manifest.parent)
+
+
 def load_model(args: argparse.Namespace):
     """Load the model that the options of :func:`add_model_options` name."""
     import torch
@@ -52,6 +59,7 @@ def load_model(args: argparse.Namespace):
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    restore(args.manifest)
     trusted = json.loads(args.manifest.read_text()).get("trust_remote_code", False)
     loaded = model.load(args.manifest.parent, args.dtype, args.device, args.quantize, trusted)
     log.info(

@@ -7,6 +7,19 @@ import pandas as pd
 
 from layercal import phase, readings, resampling, sources, stages
 
+# what DVC prints, compares and draws, and Git keeps
+NUMBERS = (
+    "n",
+    "accuracy_final",
+    "ece_final",
+    "ece_peak",
+    "correction",
+    "decision_layer",
+    "peak_layer",
+    "final_layer",
+)
+CURVES = ("accuracy", "confidence", "ece")
+
 
 def main() -> None:
     """Run the stage."""
@@ -23,6 +36,8 @@ def main() -> None:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, required=True, help="metrics.parquet to write")
     made.add_argument("--phase", type=Path, required=True, help="phase.json to write")
+    made.add_argument("--numbers", type=Path, required=True, help="headline numbers (JSON)")
+    made.add_argument("--curves", type=Path, required=True, help="layer curves (CSV)")
     stages.run(stage, made)
 
 
@@ -51,7 +66,17 @@ def stage(args) -> None:
     table = pd.concat(tables)
     sources.write_atomically(args.out, table.to_parquet(index=False))
     sources.write_atomically(args.phase, json.dumps(found, indent=2) + "\n")
+    numbers = {name: found[name] for name in NUMBERS}
+    sources.write_atomically(args.numbers, json.dumps(numbers, indent=2) + "\n")
+    sources.write_atomically(args.curves, _curves(table, order, args.n_bins[0]).to_csv())
     stages.log.info("%s", found["reason"])
+
+
+def _curves(table: pd.DataFrame, order: str, n_bins: int) -> pd.DataFrame:
+    """One row a layer, through the logit lens, over all questions."""
+    shown = table[(table["group"] == "all") & (table["lens"] == "logit")]
+    shown = shown[(shown["order"] == order) & shown["n_bins"].isin([0, n_bins])]
+    return shown.pivot_table(index="layer", columns="metric", values="value")[[*CURVES]]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def stage(args) -> None:
             f"{args.questions}: {len(rows)} question(s) cannot be cut into {args.shards} shards; "
             "lower extract: shards in the config"
         )
+    stages.restore(args.manifest)
     tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
     template = prompts.template(args.prompt, tokenizer)
     shots = prompts.choose_shots(rows, pool, args.shots)
