@@ -6,7 +6,8 @@ the network runs on.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,54 @@ def without_parts(model: LensModel, prefix: Prefix, lowest: int, means: Tensor) 
             hooks.enter_context(structure.hook(module, _replacing(row, mean)))
         found = run(prefix, lowest - 1, prefix.residuals[lowest - 1].expand(len(modules), -1))
     return found.float().reshape(expected)
+
+
+@contextmanager
+def recorded(model: LensModel, attention_mask: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Record what is needed for ablations while a batch runs, at the last real token of each row.
+
+    Parameters
+    ----------
+    model : LensModel
+    attention_mask : Tensor, shape (batch, tokens)
+
+    Yields
+    ------
+    dict of Tensor
+        Filled when the block ends: ``written`` (batch, L, 2, d), as :func:`written` gives it, and
+        ``neurons`` (batch, m), the activations of the last block's MLP, both float32 on the CPU.
+        Empty where the parts of a block cannot be told, without ``neurons`` where its neurons
+        cannot.
+    """
+    found: dict[str, Tensor] = {}
+    try:
+        modules = _part_modules(model, 1)
+    except InputError:
+        yield found
+        return
+    last, shape = structure.last_real(attention_mask), attention_mask.shape
+    rows = torch.arange(len(last))
+    given: dict[nn.Module | str, Tensor] = {}
+
+    def keeper(name: nn.Module | str):
+        def keep(hidden: Tensor):
+            hidden = hidden.reshape(*shape, -1)  # some blocks flatten the tokens
+            given[name] = hidden[rows, last.to(hidden.device)].float().cpu()
+
+        return keep
+
+    neurons = model.parts[-1].projection
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(structure.hook(module, keeper(module)))
+        if neurons is not None:
+            hooks.enter_context(structure.hook(neurons, keeper("neurons"), before=True))
+        yield found
+    if neurons is not None:
+        found["neurons"] = given.pop("neurons")
+    found["written"] = torch.stack([given[module] for module in modules], 1).unflatten(
+        1, (-1, len(PARTS))
+    )
 
 
 def _part_modules(model: LensModel, lowest: int) -> list[nn.Module]:

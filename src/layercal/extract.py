@@ -1,4 +1,4 @@
-"""Residuals at the answer position, in batches of similar length."""
+"""Residuals at the answer position, and what is needed for ablations, in batches by length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from layercal import InputError
+from layercal import InputError, attribution
 from layercal.model import LensModel
 
 log = logging.getLogger("layercal")
@@ -41,12 +41,12 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
         yield batch
 
 
-def residuals(
+def read(
     model: LensModel,
     input_ids: Sequence[Sequence[int]],
     batch_tokens: int = 2048,
     description: str = "residuals",
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Residual stream at the answer position of every prompt, at all layers.
 
     Parameters
@@ -60,8 +60,11 @@ def residuals(
 
     Returns
     -------
-    Tensor, shape (n, L + 1, d)
-        On the CPU, in the model's dtype, in the order of ``input_ids``.
+    dict of Tensor
+        On the CPU, in the order of ``input_ids``. ``residuals`` (n, L + 1, d) in the model's dtype.
+        Where a model's blocks allow it, as :func:`layercal.attribution.recorded` says:
+        ``written`` (L, 2, d), the sum over prompts of what attention and MLP of each block write,
+        and ``neurons`` (n, m), the activations of the last block's MLP in the model's dtype.
 
     Raises
     ------
@@ -69,13 +72,13 @@ def residuals(
         If the model yields a value that is not finite, or a single prompt needs more memory than
         there is.
     """
-    found: Tensor | None = None
+    found: dict[str, Tensor] = {}
     ahead = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
     with tqdm(total=len(input_ids), desc=description, unit="prompt", disable=None) as bar:
         while ahead:
             rows = ahead[0]
-            h = _read(model, [torch.tensor(input_ids[row]) for row in rows])
-            if h is None:
+            batch = _read(model, [torch.tensor(input_ids[row]) for row in rows])
+            if batch is None:
                 log.warning(
                     "out of memory at %d prompts of up to %d tokens; going on with half as many "
                     "(lower extract: batch_tokens in the config to spare the attempt)",
@@ -84,23 +87,29 @@ def residuals(
                 )
                 ahead = [half for rows in ahead for half in _halves(rows)]
                 continue
-            _refuse_nan(h, rows)
-            if found is None:
-                found = torch.empty(len(input_ids), *h.shape[1:], dtype=h.dtype)
-            found[rows] = h
+            _refuse_nan(batch["residuals"], rows)
+            written = batch.pop("written", None)
+            if written is not None:
+                found["written"] = found.get("written", 0) + written.sum(0)
+            for name, one in batch.items():
+                if name not in found:
+                    found[name] = torch.empty(len(input_ids), *one.shape[1:], dtype=model.dtype)
+                found[name][rows] = one.to(model.dtype)
             bar.update(len(rows))
             del ahead[0]
-    if found is None:
+    if not found:
         raise InputError("no prompts to extract residuals from")
     return found
 
 
-def _read(model: LensModel, tokens: list[Tensor]) -> Tensor | None:
-    """Residuals of one padded batch, or None if it does not fit into memory."""
+def _read(model: LensModel, tokens: list[Tensor]) -> dict[str, Tensor] | None:
+    """Residuals and recordings of one padded batch, or None if it does not fit into memory."""
     padded = pad_sequence(tokens, batch_first=True)
     mask = pad_sequence([torch.ones_like(one) for one in tokens], batch_first=True)
     try:
-        return model.residuals(padded, mask).cpu()
+        with attribution.recorded(model, mask) as found:
+            h = model.residuals(padded, mask).cpu()
+        return {"residuals": h, **found}
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import BATCHED, blocks_of, tiny
 
-from layercal import InputError, attribution, model
+from layercal import InputError, attribution, extract, model, nullspace
 
 PROMPTS = [[5, 9, 2, 77, 31, 8], [1, 2, 3], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
 ATTENTIONS = ["self_attn", "self_attention", "attn", "attention"]
@@ -158,3 +158,23 @@ def test_hooks_are_gone_after_a_run_that_fails(monkeypatch):
     monkeypatch.undo()
     close(attribution.written(read, prefix), means, 1e-6)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in read.model.modules())
+
+
+def test_extraction_records_what_single_prompts_write(family):
+    """In padded batches, at the last real token; the neurons are those of the last block."""
+    causal = tiny(family)
+    read = model.LensModel(causal)
+    found = extract.read(read, PROMPTS, batch_tokens=12)
+    try:
+        expected = [attribution.written(read, read.prefix(torch.tensor(ids))) for ids in PROMPTS]
+    except InputError:
+        assert set(found) == {"residuals"}
+        return
+    torch.testing.assert_close(found["written"], sum(expected), atol=1e-3, rtol=1e-3)
+    if read.parts[-1].projection is None:
+        assert "neurons" not in found
+        return
+    neurons = nullspace.find_neurons(read)
+    for row, ids in enumerate(PROMPTS):
+        _, active = nullspace.activations(read, neurons, torch.tensor([ids]))
+        torch.testing.assert_close(found["neurons"][row], active[0], atol=1e-3, rtol=1e-3)

@@ -164,7 +164,7 @@ def test_streams_changed_everywhere_equal_full_passes_in_every_family(family, id
 
 def test_extraction_keeps_the_order_of_the_prompts(tiny_model):
     read = model.LensModel(tiny_model)
-    together = extract.residuals(read, PROMPTS, batch_tokens=12)
+    together = extract.read(read, PROMPTS, batch_tokens=12)["residuals"]
     for row, prompt in enumerate(PROMPTS):
         expected, _ = naive_residuals(tiny_model, prompt)
         torch.testing.assert_close(together[row], expected, atol=2e-5, rtol=1e-4)
@@ -180,7 +180,7 @@ def test_length_batches_cover_all_rows_within_the_budget():
 
 def test_lens_quantities_equal_their_definitions(tiny_model):
     read = model.LensModel(tiny_model)
-    h = extract.residuals(read, PROMPTS)
+    h = extract.read(read, PROMPTS)["residuals"]
     options = torch.tensor([11, 23, 5, 90])
     found = lens.read(read, h, options, chunk=4)
     for row in range(3):
@@ -218,7 +218,7 @@ def test_gate_stops_nan(tiny_model):
 def test_nan_in_residuals_is_one_clear_error(tiny_model):
     tiny_model.model.layers[2].mlp.down_proj.weight.data[0] = float("inf")
     with pytest.raises(InputError, match=r"NaN or Inf: prompt \d+ of the shard, first at layer 3"):
-        extract.residuals(model.LensModel(tiny_model), PROMPTS)
+        extract.read(model.LensModel(tiny_model), PROMPTS)
 
 
 OTHERS = {

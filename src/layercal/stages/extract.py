@@ -26,13 +26,18 @@ def stage(args) -> None:
     model = stages.load_model(args)
     gate = model.check_gate(torch.tensor(prompts["input_ids"].iloc[0]))
     stages.log.info("gate: lens at L differs from the model's own logits by %.3g", gate)
-    found = extract.residuals(
+    found = extract.read(
         model,
         prompts["input_ids"].tolist(),
         args.batch_tokens,
         f"{args.manifest.parent.name}: residuals, shard {args.shard}",
     )
-    sources.write_atomically(args.out, save({"residuals": found}))
+    if "neurons" not in found:
+        stages.log.info(
+            "what its blocks or neurons write cannot be told: no ablation of %s",
+            "neurons" if "written" in found else "either",
+        )
+    sources.write_atomically(args.out, save(found))
 
 
 if __name__ == "__main__":
