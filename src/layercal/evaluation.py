@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from layercal import calibration, resampling
+from layercal.scoring import Scoring
 from layercal.steering import FROZEN
 
 RANDOM = "random-"
@@ -92,8 +91,8 @@ def cross_select(
     ]
 
 
-@dataclass
-class Sweep:
+@dataclass(kw_only=True)
+class Sweep(Scoring):
     """Steered readings of all questions and how they came about.
 
     Attributes
@@ -102,32 +101,24 @@ class Sweep:
         One a mode, -inf where a question has no such option. The V directions are, for each
         variant, the fits for the K outer folds, then the random ones, which those with the final
         norm frozen have not.
-    answer, fold, cluster : array of int, shape (n,)
-        Of each row. The rotations and translations of a question share fold and cluster; they are
-        resampled together.
+    fold : array of int, shape (n,)
+        Of each row; those of one cluster share it.
     norms : array, shape (L + 1,)
         Mean residual norm a layer.
     variants : sequence of str
         What was done, the primary direction first.
     layers, alphas : sequence
         Settings of the sweep; ``alphas`` holds 0.
-    accuracy_margin : float
-    n_folds, n_bins, draws, seed : int
+    n_folds : int
     """
 
     logits: dict[str, np.ndarray]
-    answer: np.ndarray
     fold: np.ndarray
-    cluster: np.ndarray
     norms: np.ndarray
     variants: Sequence[str]
     layers: Sequence[int]
     alphas: Sequence[float]
-    accuracy_margin: float
     n_folds: int
-    n_bins: int
-    draws: int
-    seed: int
 
     def __post_init__(self):
         self.none = list(self.alphas).index(0)
@@ -142,16 +133,6 @@ class Sweep:
     def random(self) -> list[str]:
         """Names of the random directions."""
         return [f"{RANDOM}{index:02d}" for index in range(self.n_random)]
-
-    @cached_property
-    def weights(self) -> np.ndarray:
-        """Bootstrap resamples of the questions; (draws, n)."""
-        return resampling.cluster_weights(self.cluster, self.draws, self.seed)
-
-    @cached_property
-    def uniform(self) -> np.ndarray:
-        """Draws that outcomes of the null floor are made from; (draws, n)."""
-        return np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
 
     def take(self, rows: np.ndarray) -> Sweep:
         """Keep only some of the questions; folds stay as they were."""
@@ -185,27 +166,6 @@ class Sweep:
         """Logits of each question under the fit without its fold; (layers, alphas, n, options)."""
         steered = self.steered(mode, name)
         return np.moveaxis(steered[self.fold, :, :, np.arange(len(self.fold))], 0, -2)
-
-    def read(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Confidence and correctness of logits (..., n, n_options); each (..., n)."""
-        return softmax(logits.astype(float), -1).max(-1), logits.argmax(-1) == self.answer
-
-    def ece(self, logits: np.ndarray) -> float:
-        """ECE of logits (n, n_options)."""
-        return float(calibration.ece(*self.read(logits), self.n_bins))
-
-    def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
-        """ECE and MCE of one setting, observed and resampled."""
-        pair = confidence, correct.astype(float), self.weights, self.n_bins
-        return {"ece": resampling.ece_sample(*pair), "mce": resampling.mce_sample(*pair)}
-
-    def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
-        """Accuracy and confidence of one setting, per question."""
-        return {"accuracy": correct.astype(float), "confidence": confidence}
-
-    def resampled_mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean over each resample of the questions; (draws,)."""
-        return self.weights @ values / len(values)
 
 
 def dose_response(sweep: Sweep) -> pd.DataFrame:

@@ -354,3 +354,77 @@ def transfer_matrix(rows: pd.DataFrame) -> Figure:
         axis.tick_params(labelsize="small", length=0, axis="both", rotation=0)
     axes[0].set_ylabel("fitted on")
     return figure
+
+
+def null_space(table: pd.DataFrame) -> Figure:
+    """Share of the stream and of block updates in the null space, over the layers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``nullspace.parquet``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
+    for axis, what in zip(axes, ("residual", "update"), strict=True):
+        for (rule, one), color, marker in zip(
+            table[table["what"] == what].groupby("rule", sort=False), PALETTE, MARKERS, strict=False
+        ):
+            label = f"{rule} ({one['size'].iloc[0]} of d)"
+            axis.plot(
+                one["layer"], one["share"], color=color, marker=marker, markersize=3.5, label=label
+            )
+            axis.axhline(one["chance"].iloc[0], color=color, ls="--", lw=1)
+        axis.set(xlabel="layer", ylim=(0, None))
+    axes[0].set(ylabel="share of squared norm", title="residual stream")
+    axes[1].set(title="block update")
+    axes[1].legend(
+        title="null space", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
+    )
+    return figure
+
+
+def ablations(table: pd.DataFrame) -> Figure:
+    """Change of ECE and accuracy at the last layer without each part of each block.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The ``attribution`` of ``summary.json``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    part, block = table["without"].str.split(" ", expand=True).to_numpy().T
+    table = table.assign(part=part, block=block.astype(int))
+    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
+    for axis, metric in zip(axes, ("ece", "accuracy"), strict=True):
+        for shift, (name, one), color, marker in zip(
+            (-0.12, 0.12), table.groupby("part"), PALETTE, MARKERS, strict=False
+        ):
+            change = one[f"{metric}_change"]
+            low, high = (one[f"{metric}_change_{end}"] for end in ("low", "high"))
+            axis.errorbar(
+                one["block"] + shift,
+                change,
+                [(change - low).clip(lower=0), (high - change).clip(lower=0)],
+                fmt=marker,
+                color=color,
+                capsize=2.5,
+                label=name,
+            )
+        axis.axhline(0, color=INK, lw=0.7)
+        axis.set(xlabel="block", ylabel=f"change of {'ECE' if metric == 'ece' else metric}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[1].legend(
+        title="without its", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
+    )
+    return figure

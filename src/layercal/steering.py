@@ -183,7 +183,7 @@ def changes(
 
 def sweep_prompt(
     model: LensModel,
-    input_ids: Sequence[int],
+    prefix: Prefix,
     option_ids: Tensor,
     fitted: dict[str, Tensor],
     own: int,
@@ -196,7 +196,8 @@ def sweep_prompt(
     Parameters
     ----------
     model : LensModel
-    input_ids : sequence of int
+    prefix : Prefix
+        The prompt, run once.
     option_ids : Tensor, shape (n_options,)
     fitted : dict of Tensor
         ``directions.safetensors``: as :func:`variants` reads it, with ``random`` (R, d), ``norms``
@@ -213,8 +214,8 @@ def sweep_prompt(
         One for each mode, of all variants and random directions; and one for each mode with the
         norm's scale frozen, of the variants alone.
     """
-    prefix, steered = model.prefix(torch.tensor(input_ids)), variants(fitted)
-    scales, n_fitted = torch.tensor(alphas), len(steered) * len(fitted["norms"])
+    steered, scales = variants(fitted), torch.tensor(alphas)
+    n_fitted = len(steered) * len(fitted["norms"])
     moved = scales != 0
     found = {name: [] for mode in modes for name in (mode, mode + FROZEN)}
     for place, layer in enumerate(fitted["layers"].tolist()):

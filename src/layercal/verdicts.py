@@ -134,7 +134,7 @@ def _steered_row(sweep: Sweep, mode: str, name: str, places: list[int], controls
         "layers": layers,
         "read_at": READ_LAYER[mode](sweep.layers[places[0]], final),
         "alphas": [float(sweep.alphas[setting % len(sweep.alphas)]) for setting in chosen],
-        **_changes(sweep, before, after),
+        **sweep.changes(before, after),
         "random_relative_change_mean": float(np.mean(controls)),
         "random_relative_change_best": float(np.min(controls)),
         "random_n": len(controls),
@@ -161,7 +161,7 @@ def _baseline_row(sweep: Sweep, mode: str, name: str, place: int) -> dict:
     after = baselines.cross_apply(baselines.BASELINES[name], before, sweep.answer, sweep.fold)
     layer = READ_LAYER[mode](sweep.layers[place], len(sweep.norms) - 1)
     head = {"direction": name, "mode": mode, "layer": layer, "read_at": layer, "alphas": []}
-    return head | _changes(sweep, before, after)
+    return head | sweep.changes(before, after)
 
 
 def _random_change(sweep: Sweep, mode: str, name: str, places: list[int]) -> float:
@@ -169,43 +169,6 @@ def _random_change(sweep: Sweep, mode: str, name: str, places: list[int]) -> flo
     logits = _settings(sweep, mode, name, places)
     after = _scored(sweep, logits, _choose(sweep, logits, places))
     return sweep.ece(after) / sweep.ece(sweep.unsteered(mode, places[0])) - 1
-
-
-def _changes(sweep: Sweep, before: np.ndarray, after: np.ndarray) -> dict:
-    """Each metric before and after, its change with a paired interval, and the null floor."""
-    found = {"n": len(sweep.answer)}
-    pairs = sweep.read(before), sweep.read(after)
-    errors = [sweep.errors(*pair) for pair in pairs]
-    for metric in errors[0]:
-        old, new = (side[metric] for side in errors)
-        change = resampling.error_difference(new, old)
-        found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
-        found[f"{metric}_p"] = change.p
-        found[f"{metric}_relative_change"] = found[f"{metric}_change"] / old.estimate
-    means = [sweep.means(*pair) for pair in pairs]
-    for metric in means[0]:
-        old, new = (side[metric] for side in means)
-        resampled = sweep.resampled_mean(new - old)
-        low, high = resampling.interval((new - old).mean(), resampled)
-        found |= _change(metric, old.mean(), new.mean(), low, high)
-    null = errors[0]["ece"].null([(sweep.uniform < pairs[0][0]).astype(np.float32)])
-    found["ece_null_mean"] = float(null.mean())
-    found["ece_null_high"] = float(np.quantile(null, 0.95))
-    found["accuracy_margin"] = sweep.accuracy_margin
-    found["accuracy_kept"] = resampling.equivalent(
-        found["accuracy_change_low"], found["accuracy_change_high"], sweep.accuracy_margin
-    )
-    return found
-
-
-def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:
-    return {
-        f"{metric}_before": float(old),
-        f"{metric}_after": float(new),
-        f"{metric}_change": float(new - old),
-        f"{metric}_change_low": float(low),
-        f"{metric}_change_high": float(high),
-    }
 
 
 def _change_between(sweep: Sweep, name: str, before: np.ndarray, after: np.ndarray) -> dict:
@@ -311,7 +274,7 @@ def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str
                 after = _scored(sweep, logits, chosen)
                 for target, inside in groups.items():
                     head = {"fitted_on": source, "scored_on": target, "mode": mode, "layer": layer}
-                    rows.append(head | _changes(parts[target], before[inside], after[inside]))
+                    rows.append(head | parts[target].changes(before[inside], after[inside]))
     return rows
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layercal import dimensions, evaluation, figures, phase, readings, resampling, verdicts
+from layercal import dimensions, evaluation, figures, phase, readings, resampling, scoring, verdicts
 
 
 @pytest.fixture
@@ -54,11 +54,21 @@ def tables(rng):
     logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None]
     by_rank = dimensions.table(logits, read.answer, weights, [2], [0, 1, 2])
     steered = evaluation.dose_response(made), directions, by_rank, pd.DataFrame(rows)
-    return metrics, found, *steered
+    shares = pd.DataFrame(
+        {"layer": layer, "what": what, "rule": rule, "size": 3, "share": 0.1 * layer, "chance": 0.2}
+        for layer in range(1, 6)
+        for what in ("residual", "update")
+        for rule in ("k=3", "energy=0.9")
+    )
+    parts = {
+        f"{part} {b}": rng.normal(size=(60, 4)) for b in (4, 5) for part in ("attention", "mlp")
+    }
+    ablated = pd.DataFrame(scoring.ablations(made, read.logits[5], parts))
+    return metrics, found, *steered, shares, ablated
 
 
 def draw(tables):
-    metrics, found, sweep, directions, by_rank, transfer = tables
+    metrics, found, sweep, directions, by_rank, transfer, shares, ablated = tables
     return {
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
         "group_curves": figures.group_curves(metrics, "category"),
@@ -67,6 +77,8 @@ def draw(tables):
         "direction_cosines": figures.direction_cosines(directions),
         "dimensions": figures.dimensions(by_rank),
         "transfer_matrix": figures.transfer_matrix(transfer),
+        "null_space": figures.null_space(shares),
+        "ablations": figures.ablations(ablated),
     }
 
 

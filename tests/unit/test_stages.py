@@ -129,6 +129,7 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         options=options,
         **reached,
         **fitted,
+        null_rule="k=3",
         sources="tiny/other",
         source_prompts=prompts,
         source_residuals=residuals,
@@ -143,6 +144,7 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         **model,
         shard=0,
         directions=vectors,
+        residuals=residuals,
         alphas=[0, 1],
         modes=["lens", "through-network"],
         out=out / "logits.safetensors",
@@ -160,6 +162,19 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         min_group=10,
         out=out / "sweep.parquet",
         summary=out / "summary.json",
+    )
+
+    stage(
+        "nullspace",
+        monkeypatch,
+        **model,
+        residuals=residuals,
+        rules=["energy=0.9", "k=3"],
+        neurons=4,
+        random=5,
+        **few,
+        shares=out / "nullspace.parquet",
+        out=out / "neurons.parquet",
     )
 
     made = pd.read_parquet(prompts)
@@ -195,3 +210,15 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         "value", ["mode", "layer", "alpha", "metric"], "direction"
     )
     np.testing.assert_array_equal(both["update-mean"], both["update-mean from tiny/other"])
+    assert "update-mean (null-space part)" in kinds
+    layers = final["layer"].iloc[0]
+    reached = json.loads(phase.read_text())["peak_layer"]
+    named = [row["without"] for row in summary["attribution"]]
+    blocks = range(min(reached + 1, layers), layers + 1)
+    assert named == [f"{part} {block}" for block in blocks for part in ("attention", "mlp")]
+    shares = pd.read_parquet(out / "nullspace.parquet")
+    assert shares["share"].between(0, 1).all() and set(shares["rule"]) == {"energy=0.9", "k=3"}
+    neurons = pd.read_parquet(out / "neurons.parquet")
+    assert neurons["without"].nunique() == 4 + 1 + 5 and set(neurons["norm"]) == {"live", "frozen"}
+    before = neurons["ece_before"].unique()
+    np.testing.assert_allclose(before, last["ece"].iloc[0], atol=1e-4)

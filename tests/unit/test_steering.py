@@ -154,13 +154,13 @@ def test_sweep_is_each_change_in_a_full_pass(tiny_model):
         "norms": norms,
         "layers": torch.tensor([2, 5]),
     }
-    alphas, own = [-1.0, 0, 0.5], 1
+    alphas, own, prefix = [-1.0, 0, 0.5], 1, read.prefix(torch.tensor(IDS))
     names = [one.name for one in steering.variants(fitted)]
     assert names == ["first", "second"] + [
         f"first ({how})" for how in ("subtract", "rotate", "rescale")
     ] + ["phase-subspace (rescale)"]
     modes = ["through-network", "lens"]
-    found = steering.sweep_prompt(read, IDS, OPTIONS, fitted, own, alphas, modes, chunk=7)
+    found = steering.sweep_prompt(read, prefix, OPTIONS, fitted, own, alphas, modes, chunk=7)
     assert found["lens"].shape == (6 * 3 + 2, 2, 3, 4)
     assert found["lens-frozen"].shape == found["through-network-frozen"].shape == (6 * 3, 2, 3, 4)
     for place, layer in enumerate([2, 5]):

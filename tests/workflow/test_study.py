@@ -87,7 +87,7 @@ def test_reports(study):
     page = (study / f"reports/rendered/{MODEL}-{QUESTIONS}.html").read_text()
     phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
     assert phase["reason"] in page
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) == 5
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) == 7
     assert "No category holds enough questions" in page
     assert "Traceback" not in page
     index = (study / "reports/rendered/index.html").read_text()

@@ -1,15 +1,16 @@
 # REQUIRED INPUTS: results/extract/{model}/{questions}/, results/lens/{model}/{questions}/,
 #                  resources/models/{model}/
 # OUTPUTS: results/directions/{model}/{questions}/directions.safetensors, directions.parquet,
-#          dimensions.parquet
+#          dimensions.parquet, nullspace.parquet, neurons.parquet
 
 
 rule directions:
     input:
         expand(
-            "results/directions/{model}/{questions}/directions.parquet",
+            "results/directions/{model}/{questions}/{table}.parquet",
             model=config["models"],
             questions=config["questions"],
+            table=["directions", "nullspace"],
         ),
 
 
@@ -46,6 +47,7 @@ rule fit_directions:
                 "dimensions",
                 "directions",
                 "model",
+                "nullspace",
                 "phase",
                 "questions",
                 "resampling",
@@ -74,6 +76,7 @@ rule fit_directions:
         blocks=config["directions"]["blocks"],
         ranks=config["directions"]["ranks"],
         random=config["directions"]["random"],
+        null_rule=config["nullspace"]["rules"][0],
         max_layers=config["steering"]["max_layers"],
         min_group=(
             f"--min-group {config['calibration']['min_group']}"
@@ -96,9 +99,64 @@ rule fit_directions:
         " --prompts {input.prompts} --residuals {input.residuals} --options {input.options}"
         " --phase {input.phase} --estimators {params.estimators} --blocks {params.blocks}"
         " --ranks {params.ranks} --random {params.random} --max-layers {params.max_layers}"
-        " {params.min_group} --sources {params.sources} --source-prompts {input.source_prompts}"
+        " --null-rule {params.null_rule} {params.min_group} --sources {params.sources} --source-prompts {input.source_prompts}"
         " --source-residuals {input.source_residuals} --tolerance {params.tolerance}"
         " --n-bins {params.n_bins} --draws {params.draws} --folds {params.folds}"
         " --seed {params.seed} --dtype {params.dtype} --device {params.device}"
         " --quantize {params.quantize} --threads {threads} --out {output.vectors}"
         " --table {output.table} --dimensions {output.dimensions} --log {log}"
+
+
+rule analyse_null_space:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=expand(
+            "src/layercal/{module}.py",
+            module=[
+                "calibration",
+                "model",
+                "nullspace",
+                "resampling",
+                "scoring",
+                "sources",
+                "structure",
+                "stages/nullspace",
+            ],
+        ),
+    output:
+        shares="results/directions/{model}/{questions}/nullspace.parquet",
+        neurons="results/directions/{model}/{questions}/neurons.parquet",
+    log:
+        "logs/directions/{model}/{questions}.nullspace.log",
+    benchmark:
+        "logs/benchmarks/directions/{model}/{questions}.nullspace.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=12000,
+        runtime=60,
+        gpu=int(config["extract"]["device"] == "cuda"),
+    params:
+        rules=config["nullspace"]["rules"],
+        neurons=config["nullspace"]["neurons"],
+        random=config["directions"]["random"],
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        seed=config["seed"],
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
+    message:
+        "Analysing the null space of {wildcards.model} on {wildcards.questions}"
+    shell:
+        "python -m layercal.stages.nullspace --manifest {input.manifest}"
+        " --prompts {input.prompts} --residuals {input.residuals} --rules {params.rules}"
+        " --neurons {params.neurons} --random {params.random} --n-bins {params.n_bins}"
+        " --draws {params.draws} --seed {params.seed} --dtype {params.dtype}"
+        " --device {params.device} --quantize {params.quantize} --threads {threads}"
+        " --shares {output.shares} --out {output.neurons} --log {log}"

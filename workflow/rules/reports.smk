@@ -42,6 +42,8 @@ rule render_report:
         phase="results/lens/{model}/{questions}/phase.json",
         directions="results/directions/{model}/{questions}/directions.parquet",
         dimensions="results/directions/{model}/{questions}/dimensions.parquet",
+        nullspace="results/directions/{model}/{questions}/nullspace.parquet",
+        neurons="results/directions/{model}/{questions}/neurons.parquet",
         sweep="results/steering/{model}/{questions}/sweep.parquet",
         summary="results/steering/{model}/{questions}/summary.json",
         code=expand("src/layercal/{module}.py", module=["figures", "sources", "stages/report"]),
@@ -70,7 +72,8 @@ rule render_report:
         " --model {wildcards.model} --questions {wildcards.questions}"
         " --manifest {input.manifest} --rejected {input.rejected} --prompts {input.prompts}"
         " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
-        " --dimensions {input.dimensions} --sweep {input.sweep} --summary {input.summary}"
+        " --dimensions {input.dimensions} --nullspace {input.nullspace}"
+        " --neurons {input.neurons} --sweep {input.sweep} --summary {input.summary}"
         " --out {output.notebook} --html {output.html} --log {log}"
 
 

@@ -10,7 +10,16 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from layercal import dimensions, directions, questions, resampling, sources, stages
+from layercal import (
+    InputError,
+    dimensions,
+    directions,
+    nullspace,
+    questions,
+    resampling,
+    sources,
+    stages,
+)
 from layercal.directions import FROM
 from layercal.phase import sweep_layers
 
@@ -28,6 +37,7 @@ def main() -> None:
     )
     made.add_argument("--blocks", type=int, default=3, help="block updates, from the last")
     made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="of phase-pca")
+    made.add_argument("--null-rule", default="energy=0.999", help="size of the null space")
     made.add_argument("--max-layers", type=int, default=8, help="layers to steer at")
     made.add_argument("--min-group", type=int, default=None, help="fit each category this large")
     made.add_argument("--sources", nargs="*", default=[], help="names of other sets and models")
@@ -60,7 +70,8 @@ def stage(args) -> None:
             return fit(part, layers)
 
         fitted[name] = directions.cross_fit(at_layers, some, some_fold, args.folds)
-    primary = next(iter(fitted.values()))
+    first, primary = next(iter(fitted.items()))
+    fitted |= _parts(args, split.model, first, primary)
     rows = [
         row
         for name, one in fitted.items()
@@ -128,6 +139,18 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         source = replace(split, residuals=other, logits=unread[0], answer=unread[1])
         fits[f"update-mean{FROM}{name}"] = directions.update_mean, source, np.array(of_other)
     return fits
+
+
+def _parts(args, model, name: str, primary: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Controls: the parts of the primary direction inside and outside the null space."""
+    unembedding, found = nullspace.effective_unembedding(model), {}
+    parts = {"null-space part": nullspace.null_part, "row-space part": nullspace.row_part}
+    for label, part in parts.items():
+        try:
+            found[f"{name} ({label})"] = part(primary, unembedding, args.null_rule)
+        except InputError as error:
+            stages.log.info("%s (%s) left out: %s", name, label, error)
+    return found
 
 
 def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:

@@ -16,6 +16,8 @@ TABLES = (
     "phase",
     "directions",
     "dimensions",
+    "nullspace",
+    "neurons",
     "sweep",
     "summary",
 )

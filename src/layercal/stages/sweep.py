@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from layercal import directions, evaluation, readings, sources, stages, steering, verdicts
+from layercal import directions, evaluation, readings, scoring, sources, stages, steering, verdicts
+from layercal.attribution import PARTS
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
 def stage(args) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
     prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
-    sweep = _sweep(args, prompts)
+    sweep, without = _sweep(args, prompts)
     estimators = list(directions.estimators(args.estimators, args.ranks))
     above_chance = phase["accuracy_final_low"] > phase["chance"]
     rows = verdicts.summarise(sweep, estimators, above_chance)
@@ -57,6 +58,7 @@ def stage(args) -> None:
         ),
         "verdicts": rows,
         "transfer": verdicts.transfer(sweep, of_kind, fitted_on),
+        "attribution": _without_parts(sweep, without, phase),
     }
     sources.write_atomically(args.out, evaluation.dose_response(sweep).to_parquet(index=False))
     sources.write_atomically(args.summary, json.dumps(summary, indent=2) + "\n")
@@ -64,11 +66,14 @@ def stage(args) -> None:
         stages.log.info("%(claim)s: %(outcome)s. %(evidence)s", claim)
 
 
-def _sweep(args, prompts: pd.DataFrame) -> evaluation.Sweep:
+def _sweep(args, prompts: pd.DataFrame):
+    """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
     fitted = load_file(args.directions)
     shards = [load_file(path) for path in args.logits]
-    return evaluation.Sweep(
-        logits={name: torch.cat([one[name] for one in shards]).numpy() for name in shards[0]},
+    logits = {name: torch.cat([one[name] for one in shards]).numpy() for name in shards[0]}
+    without = logits.pop("without", None)
+    sweep = evaluation.Sweep(
+        logits=logits,
         answer=prompts["answer"].to_numpy(),
         fold=fitted["fold"].numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
@@ -82,6 +87,21 @@ def _sweep(args, prompts: pd.DataFrame) -> evaluation.Sweep:
         draws=args.draws,
         seed=args.seed,
     )
+    return sweep, without
+
+
+def _without_parts(sweep: evaluation.Sweep, without, phase: dict) -> list[dict]:
+    """Ablations of attention and MLP of each block, from the last."""
+    if without is None:
+        return []
+    before = sweep.unsteered(sweep.modes[-1], len(sweep.layers) - 1)
+    blocks = range(phase["final_layer"] - without.shape[1] + 1, phase["final_layer"] + 1)
+    named = {
+        f"{part} {block}": without[:, row, column]
+        for row, block in enumerate(blocks)
+        for column, part in enumerate(PARTS)
+    }
+    return scoring.ablations(sweep, before, named)
 
 
 if __name__ == "__main__":

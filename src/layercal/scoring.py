@@ -1,0 +1,132 @@
+"""Readings of the same questions compared: changes of their metrics with paired intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import softmax
+
+from layercal import calibration, resampling
+
+
+@dataclass(kw_only=True)
+class Scoring:
+    """Questions and how readings of them are scored.
+
+    Attributes
+    ----------
+    answer, cluster : array of int, shape (n,)
+        Of each row. The rotations and translations of a question share a cluster; they are
+        resampled together.
+    accuracy_margin : float
+    n_bins, draws, seed : int
+    """
+
+    answer: np.ndarray
+    cluster: np.ndarray
+    accuracy_margin: float = 0.02
+    n_bins: int = 10
+    draws: int = 1000
+    seed: int = 0
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Bootstrap resamples of the questions; (draws, n)."""
+        return resampling.cluster_weights(self.cluster, self.draws, self.seed)
+
+    @cached_property
+    def uniform(self) -> np.ndarray:
+        """Draws that outcomes of the null floor are made from; (draws, n)."""
+        return np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
+
+    def read(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence and correctness of logits (..., n, n_options); each (..., n)."""
+        return softmax(logits.astype(float), -1).max(-1), logits.argmax(-1) == self.answer
+
+    def ece(self, logits: np.ndarray) -> float:
+        """ECE of logits (n, n_options)."""
+        return float(calibration.ece(*self.read(logits), self.n_bins))
+
+    def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
+        """ECE and MCE of one reading, observed and resampled."""
+        pair = confidence, correct.astype(float), self.weights, self.n_bins
+        return {"ece": resampling.ece_sample(*pair), "mce": resampling.mce_sample(*pair)}
+
+    def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
+        """Accuracy and confidence of one reading, per question."""
+        return {"accuracy": correct.astype(float), "confidence": confidence}
+
+    def resampled_mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean over each resample of the questions; (draws,)."""
+        return self.weights @ values / len(values)
+
+    def changes(self, before: np.ndarray, after: np.ndarray) -> dict:
+        """Compare two readings of the same questions.
+
+        Parameters
+        ----------
+        before, after : array, shape (n, n_options)
+            Logits.
+
+        Returns
+        -------
+        dict
+            ECE, MCE, accuracy and mean confidence before and after; their changes with paired 95 %
+            intervals, relative ones of ECE and MCE, p-values of no change; whether accuracy is kept
+            within the margin; the null floor before.
+        """
+        found = {"n": len(self.answer)}
+        pairs = self.read(before), self.read(after)
+        errors = [self.errors(*pair) for pair in pairs]
+        for metric in errors[0]:
+            old, new = (side[metric] for side in errors)
+            change = resampling.error_difference(new, old)
+            found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
+            found[f"{metric}_p"] = change.p
+            found[f"{metric}_relative_change"] = found[f"{metric}_change"] / old.estimate
+        means = [self.means(*pair) for pair in pairs]
+        for metric in means[0]:
+            old, new = (side[metric] for side in means)
+            resampled = self.resampled_mean(new - old)
+            low, high = resampling.interval((new - old).mean(), resampled)
+            found |= _change(metric, old.mean(), new.mean(), low, high)
+        null = errors[0]["ece"].null([(self.uniform < pairs[0][0]).astype(np.float32)])
+        found["ece_null_mean"] = float(null.mean())
+        found["ece_null_high"] = float(np.quantile(null, 0.95))
+        found["accuracy_margin"] = self.accuracy_margin
+        found["accuracy_kept"] = resampling.equivalent(
+            found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
+        )
+        return found
+
+
+def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:
+    return {
+        f"{metric}_before": float(old),
+        f"{metric}_after": float(new),
+        f"{metric}_change": float(new - old),
+        f"{metric}_change_low": float(low),
+        f"{metric}_change_high": float(high),
+    }
+
+
+def ablations(scoring: Scoring, before: np.ndarray, without: dict[str, np.ndarray]) -> list[dict]:
+    """What readings would be without some part of the network.
+
+    Parameters
+    ----------
+    scoring : Scoring
+    before : array, shape (n, n_options)
+        Logits of the whole network.
+    without : dict of array, shape (n, n_options)
+        Name -> logits with that part at its mean.
+
+    Returns
+    -------
+    list of dict
+        ``without`` (the name) and the changes, with paired 95 % intervals; a positive change of
+        ECE means that the part lowers it.
+    """
+    return [{"without": name, **scoring.changes(before, one)} for name, one in without.items()]

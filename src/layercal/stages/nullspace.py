@@ -1,0 +1,90 @@
+"""Where the stream lies in the unembedding's null space, and what its entropy neurons do to ECE."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from layercal import InputError, nullspace, scoring, sources, stages
+
+
+def main() -> None:
+    """Run the stage."""
+    made = stages.parser("nullspace", __doc__)
+    stages.add_model_options(made)
+    made.add_argument("--prompts", type=Path, required=True)
+    made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
+    made.add_argument("--rules", nargs="+", required=True, help="k=<int> or energy=<share>")
+    made.add_argument("--neurons", type=int, default=10, help="entropy neurons to ablate")
+    made.add_argument("--random", type=int, default=20, help="control sets of as many neurons")
+    made.add_argument("--n-bins", type=int, default=10)
+    made.add_argument("--draws", type=int, default=1000)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--shares", type=Path, required=True, help="nullspace.parquet to write")
+    made.add_argument("--out", type=Path, required=True, help="neurons.parquet to write")
+    stages.run(stage, made)
+
+
+def stage(args) -> None:
+    """Write shares over depth, and ablations of entropy neurons and of random control sets."""
+    prompts, model = pd.read_parquet(args.prompts), stages.load_model(args)
+    shards = [load_file(path) for path in args.residuals]
+    residuals = torch.cat([shard["residuals"] for shard in shards])
+    unembedding = nullspace.effective_unembedding(model)
+    shares = nullspace.null_shares(residuals, unembedding, args.rules)
+    try:
+        neurons = nullspace.find_neurons(model)
+        active = torch.cat([shard["neurons"] for shard in shards]).float()
+        table = nullspace.describe(model, neurons, unembedding, args.rules)
+        effects = _effects(args, prompts, model, neurons, table, residuals[:, -1].float(), active)
+    except InputError as error:
+        stages.log.info("entropy neurons left out: %s", error)
+        effects = pd.DataFrame({"without": pd.Series(dtype=str)})
+    sources.write_atomically(args.shares, shares.to_parquet(index=False))
+    sources.write_atomically(args.out, effects.to_parquet(index=False))
+
+
+def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFrame:
+    """One row an entropy neuron, one for all, one a random set; with the norm live and frozen."""
+    chosen = nullspace.entropy_neurons(table, args.neurons)
+    drawn = np.random.default_rng(args.seed)
+    controls = [drawn.choice(len(table), len(chosen), replace=False) for _ in range(args.random)]
+    means, option_ids = active.mean(0), torch.tensor(max(prompts["option_ids"], key=len))
+    n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
+    lacking = torch.arange(len(option_ids)) >= n_options[:, None]
+
+    def read(changed, frozen_at=None) -> np.ndarray:
+        logits = model.option_logits(changed, option_ids, frozen_at).cpu()
+        return logits.masked_fill(lacking, -torch.inf).numpy()
+
+    alone = nullspace.without_neurons(neurons, final, active, means, chosen)
+    sets = [
+        nullspace.without_neurons(neurons, final, active, means, some.tolist())[-1]
+        for some in controls
+    ]
+    names = [*(f"neuron {one}" for one in chosen), f"all {len(chosen)} entropy neurons"]
+    names += [f"random set {one:02d}" for one in range(len(sets))]
+    scored = scoring.Scoring(
+        answer=prompts["answer"].to_numpy(),
+        cluster=pd.factorize(prompts["cluster"])[0],
+        n_bins=args.n_bins,
+        draws=args.draws,
+        seed=args.seed,
+    )
+    rows = []
+    for norm, frozen_at in (("live", None), ("frozen", final)):
+        without = {
+            name: read(changed, frozen_at)
+            for name, changed in zip(names, [*alone, *sets], strict=True)
+        }
+        found = scoring.ablations(scored, read(final), without)
+        rows += [{**row, "norm": norm} for row in found]
+    described = table.set_index("neuron").loc[chosen].add_prefix("neuron_")
+    described.index = names[: len(chosen)]
+    return pd.DataFrame(rows).merge(described, "left", left_on="without", right_index=True)
+
+
+if __name__ == "__main__":
+    main()
