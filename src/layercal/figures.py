@@ -183,7 +183,7 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     layers = sorted(chosen["layer"].unique())
     blocks = -(-len(layers) // 5)
     columns = -(-len(layers) // blocks)
-    figure = Figure(figsize=(2.3 * columns + 1.2, 4.4 * blocks + 0.3), layout="constrained")
+    figure = Figure(figsize=(max(2.3 * columns + 1.2, 6), 4.4 * blocks + 0.3), layout="constrained")
     axes = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)

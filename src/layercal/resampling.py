@@ -340,6 +340,8 @@ def error_difference(
     -------
     Difference
     """
+    if np.array_equal(a.gap, b.gap) and np.array_equal(a.noise, b.noise):
+        return Difference(0.0, 0.0, 0.0, 1.0)  # one and the same reading
     family = _Differences(a, b, rivals)
     tail = (1 - level) / 2
     low, high = family.solve(1 - tail, rivals=True), family.solve(tail, rivals=False)

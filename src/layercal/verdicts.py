@@ -367,12 +367,14 @@ CLAIMS = {
 
 def _dimension_claim(dimensions: pd.DataFrame, exists: bool) -> dict:
     first = dimensions[dimensions["layer"] == dimensions["layer"].min()].iloc[0]
-    low, high, at = (int(first[f"rank_90{end}"]) for end in ("_low", "_high", ""))
+    low, high, at, layer = (
+        int(first[name]) for name in ("rank_90_low", "rank_90_high", "rank_90", "layer")
+    )
     return {
         "claim": "the correction is low-dimensional",
         "outcome": "see the number" if exists else "not applicable",
         "evidence": (
-            f"{at} principal direction(s) of h[L] - h[{first['layer']}] (95 % CI {low} to {high}) "
-            f"bring 90 % of the fall of ECE between layer {first['layer']} and the last."
+            f"{at} principal direction(s) of h[L] - h[{layer}] (95 % CI {low} to {high}) "
+            f"bring 90 % of the fall of ECE between layer {layer} and the last."
         ),
     }

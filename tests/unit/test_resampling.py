@@ -243,3 +243,11 @@ def test_equivalence_needs_the_whole_interval():
     assert resampling.equivalent(-0.01, 0.015, 0.02)
     assert not resampling.equivalent(-0.03, 0.015, 0.02)
     assert not resampling.equivalent(-0.01, 0.05, 0.02)  # holds 0, and shows nothing
+
+
+def test_a_reading_does_not_differ_from_itself(rng):
+    confidence, weights = rng.uniform(0.25, 1, 80), resampling.resample_weights(80, 200, 0)
+    correct = (rng.random(80) < 0.5).astype(float)
+    one, same = (resampling.ece_sample(confidence, correct, weights) for _ in range(2))
+    found = resampling.error_difference(one, same)
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)

@@ -212,7 +212,8 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     np.testing.assert_array_equal(both["update-mean"], both["update-mean from tiny/other"])
     assert "update-mean (null-space part)" in kinds
     layers = final["layer"].iloc[0]
-    reached = json.loads(phase.read_text())["peak_layer"]
+    phase_found = json.loads(phase.read_text())
+    reached = phase_found["peak_layer"]
     named = [row["without"] for row in summary["attribution"]]
     blocks = range(min(reached + 1, layers), layers + 1)
     assert named == [f"{part} {block}" for block in blocks for part in ("attention", "mlp")]
@@ -220,5 +221,5 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     assert shares["share"].between(0, 1).all() and set(shares["rule"]) == {"energy=0.9", "k=3"}
     neurons = pd.read_parquet(out / "neurons.parquet")
     assert neurons["without"].nunique() == 4 + 1 + 5 and set(neurons["norm"]) == {"live", "frozen"}
-    before = neurons["ece_before"].unique()
-    np.testing.assert_allclose(before, last["ece"].iloc[0], atol=1e-4)
+    before, ece = neurons["ece_before"].unique(), phase_found["ece_final"]
+    np.testing.assert_allclose(before, ece, atol=1e-4)
