@@ -83,6 +83,8 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A finished small study in a Git repository, versioned by DVC; tests work on copies."""
+    from project import call, commit, small_study, snakemake
+
     folder = small_study(tmp_path_factory.mktemp("finished") / "layercal")
     cache = {"LAYERCAL_CACHE": str(folder.parent / "cache")}
     done = snakemake(folder, **cache)

@@ -59,9 +59,8 @@ def test_metrics_and_plots(study):
     assert {"accuracy_final", "correction", "n"} < set(numbers)
     numbers["correction"] += 0.125
     (study / f"metrics/{PART}.json").write_text(json.dumps(numbers))
-    assert re.search(
-        rf"metrics/{PART}\.json +correction .* 0\.125\n", done_by(study, "dvc", "metrics", "diff")
-    )
+    said = done_by(study, "dvc", "metrics", "diff")
+    assert re.search(rf"metrics/{PART}\.json +correction .* 0\.125\n", said)
     page = Path(done_by(study, "dvc", "plots", "show").strip().splitlines()[-1][len("file://") :])
     drawn = page.read_text()
     for curve in ("accuracy", "confidence", "ece"):
@@ -70,15 +69,8 @@ def test_metrics_and_plots(study):
 
 
 def test_an_experiment_on_a_config_key(study):
-    said = done_by(
-        study,
-        "dvc",
-        "exp",
-        "run",
-        "-S",
-        "config/config.yaml:steering.accuracy_margin=0.03",
-        "steering",
-    )
+    key = "config/config.yaml:steering.accuracy_margin"
+    said = done_by(study, "dvc", "exp", "run", "-S", f"{key}=0.03", "steering")
     assert "Running stage 'steering'" in said and "Running stage 'lens'" not in said
     rows = json.loads((study / f"results/steering/{PART}/summary.json").read_text())
     assert {row["accuracy_margin"] for row in rows} == {0.03}
