@@ -68,12 +68,12 @@ def kill(run):
 
 
 def contents(folder, *places):
-    """Bytes of all files that stages write there."""
+    """Bytes of all results there; how each was made may differ by the commit."""
     return {
         path.relative_to(folder): path.read_bytes()
         for place in places
         for path in sorted((folder / place).rglob("*"))
-        if path.is_file() and ".lock" not in path.name
+        if path.is_file() and ".provenance." not in path.name
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from layercal import directions, questions, sources, stages
 
@@ -29,7 +29,7 @@ def main() -> None:
 def stage(args) -> None:
     """Write the vectors, the mean residual norms each fit saw, and a table of the fits."""
     clusters = pd.read_parquet(args.prompts)["cluster"].tolist()
-    residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
+    residuals = torch.cat([sources.load_tensors(path)["residuals"] for path in args.residuals])
     fold = torch.tensor(questions.folds(clusters, args.folds, args.seed))
     written = {
         "fold": fold,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch.nn.functional import pad
 from tqdm import tqdm
 
@@ -37,7 +37,7 @@ def stage(args) -> None:
     """
     prompts = pd.read_parquet(args.prompts)
     inside = (prompts["shard"] == args.shard).to_numpy()
-    fitted, phase = load_file(args.directions), json.loads(args.phase.read_text())
+    fitted, phase = sources.load_tensors(args.directions), json.loads(args.phase.read_text())
     layers = steering.sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
     model = stages.load_model(args)
     n_options = prompts["option_ids"].map(len).max()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from layercal import evaluation, sources, stages
 
@@ -29,8 +28,8 @@ def main() -> None:
 
 def stage(args) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
-    fitted, prompts = load_file(args.directions), pd.read_parquet(args.prompts)
-    shards = [load_file(path) for path in args.logits]
+    fitted, prompts = sources.load_tensors(args.directions), pd.read_parquet(args.prompts)
+    shards = [sources.load_tensors(path) for path in args.logits]
     layers = shards[0].pop("layers").tolist()
     sweep = evaluation.Sweep(
         logits={
