@@ -1,6 +1,7 @@
 # make study   set up and run the study         (make study CONFIG=config/other.yaml ARGS="-n")
 # make test    set up and run the tests
 # make hydrate pull finished results from the DVC remote, so that nothing of them is run again
+# make verify  compare the results with the committed numbers, within tolerances
 # make setup   only set up the virtual environment in .venv
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup study hydrate test lint
+.PHONY: setup study hydrate verify test lint
 
 study: $(READY)
 	snakemake --configfile $(CONFIG) $(ARGS)
@@ -19,6 +20,9 @@ hydrate: $(READY)
 	@dvc pull || { echo "hydrate: the results could not be pulled; see above. Nothing was marked as finished."; exit 1; }
 	@dvc status --quiet || { dvc status; echo "hydrate: the files above are not what dvc.lock says, so nothing was marked as finished. Undo their change (git restore, dvc checkout), or run what they change: make study"; exit 1; }
 	snakemake --touch --forceall --quiet all
+
+verify: $(READY)
+	python -m layercal.verify
 
 test: $(READY)
 	pytest

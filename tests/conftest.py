@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,3 +78,25 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(config, "DOWNLOADED_DATASETS_PATH", home / "datasets/downloads")
     yield served
     served.stop()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished small study in a Git repository, versioned by DVC; tests work on copies."""
+    from project import call, commit, small_study, snakemake
+
+    folder = small_study(tmp_path_factory.mktemp("finished") / "layercal")
+    cache = {"LAYERCAL_CACHE": str(folder.parent / "cache")}
+    done = snakemake(folder, **cache)
+    assert done.returncode == 0, done.said
+    for command in ("git init --quiet", "dvc repro --quiet"):
+        done = call(folder, *command.split(), **cache)
+        assert done.returncode == 0, done.said
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def study(finished, tmp_path):
+    """A copy of the finished study, as fresh as the original."""
+    return shutil.copytree(finished, tmp_path / "study")

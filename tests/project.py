@@ -54,22 +54,27 @@ def small_study(folder: Path, **settings) -> Path:
     return folder
 
 
-def call(folder, *command, **environment):
-    """Run a command in the copy, on the code that stands there."""
+def environment(folder, **variables):
+    """Environment in which commands run the code of the copy."""
     scripts = Path(sys.executable).parent
-    env = os.environ | {
+    return os.environ | {
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder / "src"),
-        **environment,
+        **variables,
     }
+
+
+def call(folder, *command, **variables):
+    """Run a command in the copy, on the code that stands there."""
+    env = environment(folder, **variables)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     done.said = done.stdout + done.stderr
     return done
 
 
-def snakemake(folder, *arguments, **environment):
+def snakemake(folder, *arguments, **variables):
     """Run the workflow."""
-    return call(folder, "snakemake", *arguments, **environment)
+    return call(folder, "snakemake", *arguments, **variables)
 
 
 def planned(folder, *arguments):
@@ -78,3 +83,13 @@ def planned(folder, *arguments):
     assert done.returncode == 0, done.said
     found = dict(re.findall(r"^(\w+) +(\d+)$", done.said, re.M))
     return {rule: int(count) for rule, count in found.items() if rule != "total"}
+
+
+def commit(folder):
+    """Commit all that stands in a Git repository."""
+    for command in (
+        "git add .",
+        "git -c user.name=t -c user.email=t@localhost commit --quiet -m study",
+    ):
+        done = call(folder, *command.split())
+        assert done.returncode == 0, done.said

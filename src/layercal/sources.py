@@ -19,12 +19,15 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 from tqdm import tqdm
 
 from layercal import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("layercal")
 Found = TypeVar("Found")
@@ -228,6 +231,25 @@ def _read_member(wheel: Path, name: str) -> Iterator[bytes]:
     with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
         while chunk := member.read(CHUNK):
             yield chunk
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Load a safetensors file that the workflow made.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and run again, which makes it anew"
+        ) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

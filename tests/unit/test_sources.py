@@ -115,7 +115,7 @@ def test_every_registered_wheel_is_pinned():
         for source in sources.alternatives(entry)
         for line in source.get("wheels", [source["wheel"]] if "wheel" in source else [])
     ]
-    assert len(lines) == 42
+    assert len(lines) == 44
     assert all(len(line.split("--hash=sha256:")[1]) == 64 for line in lines)
 
 

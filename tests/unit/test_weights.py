@@ -6,11 +6,10 @@ import json
 import shutil
 from collections import namedtuple
 
-import gguf
 import pytest
 import torch
 from conftest import word_tokenizer
-from families import SMALL, tiny
+from families import SMALL, tiny, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from layercal import InputError, weights
@@ -31,42 +30,6 @@ def local_model(tmp_path):
 
 def entry_of(folder, **more):
     return {"folder": str(folder), "licence": "mine", **more}
-
-
-def write_gguf(path, model, tokenizer, without="none"):
-    """Write a Llama model with the names and the row order that llama.cpp uses."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(config.vocab_size)))
-    writer.add_token_merges(["Ġ A"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        if without in name:
-            continue
-        rows = weight.numpy()
-        for part, heads in (
-            ("q_proj", config.num_attention_heads),
-            ("k_proj", config.num_key_value_heads),
-        ):
-            if part in name:
-                halves = rows.reshape(heads, 2, -1, rows.shape[1])
-                rows = halves.swapaxes(1, 2).reshape(rows.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=[".weight"]), rows)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.fixture(scope="module")

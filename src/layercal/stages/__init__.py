@@ -6,9 +6,12 @@ Here is only what every stage's command line shares; no result depends on it.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import logging
 import os
+import platform
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +23,8 @@ if not sys.stderr.isatty():  # progress bars, those of libraries too, are for te
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 log = logging.getLogger("layercal")
+# packages on which numbers depend
+PACKAGES = ("layercal", "numpy", "pandas", "scipy", "tokenizers", "torch", "transformers")
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -69,6 +74,7 @@ def load_model(args: argparse.Namespace):
         loaded.dtype,
         loaded.device,
     )
+    args.loaded = {"dtype": str(loaded.dtype), "device": str(loaded.device)}
     return loaded
 
 
@@ -86,9 +92,55 @@ def run(stage: Callable[[argparse.Namespace], None], made: argparse.ArgumentPars
     log.setLevel(logging.INFO)
     try:
         stage(args)
+        if "out" in args:
+            record(args)
     except InputError as error:
         log.error("error: %s", error)
         sys.exit(1)
     except Exception:
         log.error("unexpected error:\n%s", traceback.format_exc())
         sys.exit(2)
+
+
+def record(args: argparse.Namespace) -> None:
+    """Write how a stage's output was made beside it, as ``{stem}.provenance.json``.
+
+    Not into the tables, so that an unchanged result is an unchanged file. Settings, seeds among
+    them, are the stage's own options, which the rules fill from the config.
+    """
+    from layercal import sources
+
+    made_from = {k: v for k, v in vars(args).items() if k not in ("log", "out", "loaded")}
+    found = {
+        "settings": made_from,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **hardware(),
+        **getattr(args, "loaded", {}),
+    }
+    target = args.out.with_name(f"{args.out.stem}.provenance.json")
+    sources.write_atomically(target, json.dumps(found, indent=2, default=str) + "\n")
+
+
+def commit() -> str | None:
+    """Return the Git commit of the code, marked if files differ from it; None outside of Git."""
+    try:
+        described = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(described, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> dict[str, str | int]:
+    """Name the processor and, where a model ran on one, the GPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    found = {"platform": platform.platform(), "cpus": os.cpu_count()}
+    found["processor"] = names[0] if names else platform.processor() or platform.machine()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from tqdm import tqdm
 
 from layercal import (
@@ -101,7 +101,7 @@ def _split(args, prompts: pd.DataFrame) -> directions.Split:
     options = pd.read_parquet(args.options)
     letters = [name for name in options if name.startswith("logit_")]
     return directions.Split(
-        residuals=torch.cat([load_file(path)["residuals"] for path in args.residuals]),
+        residuals=torch.cat([sources.load_tensors(path)["residuals"] for path in args.residuals]),
         logits=options[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
         answer=prompts["answer"].to_numpy(),
         option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
@@ -129,7 +129,7 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         np.array_split(args.source_residuals, max(len(args.sources), 1)),
         strict=False,
     ):
-        other = torch.cat([load_file(shard)["residuals"] for shard in shards])
+        other = torch.cat([sources.load_tensors(shard)["residuals"] for shard in shards])
         if other.shape[1:] != split.residuals.shape[1:]:
             stages.log.info("%s: of another width or depth, left out", name)
             continue

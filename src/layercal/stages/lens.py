@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from layercal import lens, questions, sources, stages
 from layercal.questions import LETTERS
@@ -27,7 +26,7 @@ def main() -> None:
 def stage(args) -> None:
     """Write one row a prompt and layer, of both lenses."""
     prompts = pd.read_parquet(args.prompts)
-    residuals = torch.cat([load_file(path)["residuals"] for path in args.residuals])
+    residuals = torch.cat([sources.load_tensors(path)["residuals"] for path in args.residuals])
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     option_ids = torch.tensor(max(prompts["option_ids"], key=len))
     model = stages.load_model(args)

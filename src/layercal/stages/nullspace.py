@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from layercal import InputError, nullspace, scoring, sources, stages
 
@@ -30,7 +29,7 @@ def main() -> None:
 def stage(args) -> None:
     """Write shares over depth, and ablations of entropy neurons and of random control sets."""
     prompts, model = pd.read_parquet(args.prompts), stages.load_model(args)
-    shards = [load_file(path) for path in args.residuals]
+    shards = [sources.load_tensors(path) for path in args.residuals]
     residuals = torch.cat([shard["residuals"] for shard in shards])
     unembedding = nullspace.effective_unembedding(model)
     shares = nullspace.null_shares(residuals, unembedding, args.rules)

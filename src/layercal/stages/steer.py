@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch.nn.functional import pad
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ def stage(args) -> None:
     those with the final norm frozen have not. ``without`` (n, blocks, 2, options) is read with
     attention or MLP of one of the blocks above the first layer at its mean.
     """
-    prompts, fitted = pd.read_parquet(args.prompts), load_file(args.directions)
+    prompts, fitted = pd.read_parquet(args.prompts), sources.load_tensors(args.directions)
     inside = (prompts["shard"] == args.shard).to_numpy()
     model = stages.load_model(args)
     n_options = prompts["option_ids"].map(len).max()

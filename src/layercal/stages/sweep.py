@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from layercal import directions, evaluation, readings, scoring, sources, stages, steering, verdicts
 from layercal.attribution import PARTS
@@ -68,8 +67,8 @@ def stage(args) -> None:
 
 def _sweep(args, prompts: pd.DataFrame):
     """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
-    fitted = load_file(args.directions)
-    shards = [load_file(path) for path in args.logits]
+    fitted = sources.load_tensors(args.directions)
+    shards = [sources.load_tensors(path) for path in args.logits]
     logits = {name: torch.cat([one[name] for one in shards]).numpy() for name in shards[0]}
     without = logits.pop("without", None)
     sweep = evaluation.Sweep(
