@@ -223,3 +223,23 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     assert neurons["without"].nunique() == 4 + 1 + 5 and set(neurons["norm"]) == {"live", "frozen"}
     before, ece = neurons["ece_before"].unique(), phase_found["ece_final"]
     np.testing.assert_allclose(before, ece, atol=1e-4)
+
+
+def test_prompts_longer_than_the_context_are_named(model_folder, monkeypatch, tmp_path):
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 120}))
+    (tmp_path / "own.jsonl").write_text(
+        "".join(
+            json.dumps({"question": text, "choices": ["1", "2"], "answer": "A"}) + "\n"
+            for text in ("short?", "x" * 60)
+        )
+    )
+    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
+    table, log = tmp_path / "own.parquet", tmp_path / "log"
+    left = tmp_path / "left.csv"
+    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
+    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=left)
+    arguments = ["--manifest", model_folder / "manifest.json", "--questions", table]
+    arguments += ["--out", tmp_path / "prompts.parquet", "--log", log]
+    assert run("prompts", monkeypatch, *arguments) == 1
+    assert "1 prompt(s) do not fit into the model's context of 120 tokens" in log.read_text()

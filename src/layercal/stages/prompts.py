@@ -3,6 +3,7 @@
 Fails before any long work if the option letters are not one token each.
 """
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +49,7 @@ def stage(args) -> None:
     input_ids, option_ids = prompts.tokenize(
         tokenizer, texts, n_options, template.lead, template.add_special_tokens
     )
+    _check_length(args.manifest.parent, shown, input_ids)
     identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
     written = pd.DataFrame(shown)[identity].assign(
         permutation=list(range(rotations)) * len(rows),
@@ -70,6 +72,24 @@ def stage(args) -> None:
     few = sum(len(some) < args.shots for some in shots)
     if few:
         stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
+
+
+def _check_length(folder: Path, shown: list[dict], input_ids: list[list[int]]) -> None:
+    """Refuse prompts longer than the model's context, where its config states one."""
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config", config)
+    names = ("max_position_embeddings", "n_positions")
+    context = next((config[name] for name in names if config.get(name)), None)
+    longer = [
+        f"{row['question_id']} ({len(ids)} tokens)"
+        for row, ids in zip(shown, input_ids, strict=True)
+        if context and len(ids) > context
+    ]
+    if longer:
+        raise InputError(
+            f"{len(longer)} prompt(s) do not fit into the model's context of {context} tokens: "
+            f"{', '.join(longer[:3])}{', ...' if len(longer) > 3 else ''}; show fewer shots"
+        )
 
 
 if __name__ == "__main__":
