@@ -14,15 +14,6 @@ rule directions:
         ),
 
 
-def transfer_sources(wildcards):
-    """Other question sets of this model, and other models on this set: model/questions."""
-    asked = config["directions"]["transfer"]
-    sets = [f"{wildcards.model}/{one}" for one in asked["questions"]]
-    models = [f"{one}/{wildcards.questions}" for one in asked["models"]]
-    own = f"{wildcards.model}/{wildcards.questions}"
-    return [pair for pair in sets + models if pair != own]
-
-
 rule fit_directions:
     input:
         manifest="resources/models/{model}/manifest.json",

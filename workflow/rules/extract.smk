@@ -12,16 +12,6 @@ rule extract:
         ),
 
 
-def asked(key):
-    """How a question set is asked: as its entry says, else as the config does."""
-    return lambda wildcards: QUESTIONS[wildcards.questions].get(key, config[key])
-
-
-def template(wildcards):
-    prompt = asked("prompt")(wildcards)
-    return prompt if prompt.endswith(".j2") else []
-
-
 rule tokenize_prompts:
     input:
         manifest="resources/models/{model}/manifest.json",
