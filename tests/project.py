@@ -35,11 +35,8 @@ def small_study(folder: Path, **settings) -> Path:
     made.save_pretrained(folder / "tiny")
     tokenizer.save_pretrained(folder / "tiny")
     rows = [
-        {
-            "question": f"{MARKUP} {i} + {i}?",
-            "subject": f"{MARKUP}{i % 2}",
-            **{x: str(2 * i + n) for n, x in enumerate("ABCD")},
-        }
+        {"question": f"{MARKUP} {i} + {i}?", "subject": f"{MARKUP}{i % 2}"}
+        | {letter: str(2 * i + place) for place, letter in enumerate("ABCD")}
         | {"answer": "ABCD"[i % 4]}
         for i in range(24)
     ]

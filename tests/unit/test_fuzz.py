@@ -134,8 +134,7 @@ def test_registries(where, value, drop):
     kind, place = where
     entries = spoil(ENTRIES[kind], place, value, drop)
     try:
-        check_registry(
-            f"config/{kind}.yaml", entries, loaded(f"workflow/schemas/{kind}.schema.yaml")
-        )
+        schema = loaded(f"workflow/schemas/{kind}.schema.yaml")
+        check_registry(f"config/{kind}.yaml", entries, schema)
     except InputError as error:
         assert str(error).startswith(f"config/{kind}.yaml cannot be used:\n  ")
