@@ -18,6 +18,9 @@ NOT_COPIED += ["rendered", "metrics", "plots", "dvc.lock", "build", "__pycache__
 NOT_COPIED += [".*_cache"]
 
 
+MARKUP = "<script>alert(1)</script>"
+
+
 def copy_to(folder: Path) -> Path:
     """Copy the project without what it made."""
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
@@ -32,13 +35,14 @@ def small_study(folder: Path, **settings) -> Path:
     made.save_pretrained(folder / "tiny")
     tokenizer.save_pretrained(folder / "tiny")
     rows = [
-        {"question": f"{i} + {i}?", **{x: str(2 * i + n) for n, x in enumerate("ABCD")}}
+        {"question": f"{MARKUP} {i} + {i}?", "subject": f"{MARKUP}{i % 2}"}
+        | {letter: str(2 * i + place) for place, letter in enumerate("ABCD")}
         | {"answer": "ABCD"[i % 4]}
         for i in range(24)
     ]
     pd.DataFrame(rows).to_csv(folder / "own.csv", index=False)
     for registry, entry in {
-        "models": {"tiny": {"folder": "tiny", "licence": "none"}},
+        "models": {"tiny": {"folder": "tiny", "licence": MARKUP, "description": MARKUP}},
         "questions": {"own": {"file": "own.csv"}},
     }.items():
         path = folder / f"config/{registry}.yaml"
