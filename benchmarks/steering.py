@@ -52,19 +52,25 @@ class Sweep:
     def ours(self, drawn, chunk):
         """Option logits of all settings, (layers, directions x scales, n_options)."""
         prefix = self.read.prefix(self.ids)
-        every = ((layer, self.vectors(layer, drawn)) for layer in self.layers)
+        every = ((layer, self.changed(prefix, layer, drawn)) for layer in self.layers)
         return torch.stack([self.at_layer(prefix, *some, chunk) for some in every])
 
-    def at_layer(self, prefix, layer, vectors, chunk):
-        """Option logits of all settings of one layer, (directions x scales, n_options)."""
-        return steering.steered_logits(
-            self.read, prefix, layer, vectors, self.option_ids, "through-network", chunk
+    def changed(self, prefix, layer, drawn):
+        """Residuals with the vectors of all settings of one layer added, (settings, d)."""
+        return prefix.residuals[layer].float() + self.vectors(layer, drawn)
+
+    def at_layer(self, prefix, layer, changed, chunk):
+        """Option logits of all settings of one layer, (settings, n_options)."""
+        live, _ = steering.steered_logits(
+            self.read, prefix, layer, changed, self.option_ids, "through-network", chunk
         )
+        return live
 
     def memory(self, drawn, chunk):
-        """MB that the lowest layer takes at most, above the vectors to be added."""
+        """MB that the lowest layer takes at most, above the changed residuals it is given."""
         layer, prefix = self.layers[0], self.read.prefix(self.ids)
-        return measured(self.at_layer, prefix, layer, self.vectors(layer, drawn), chunk)[2]
+        changed = self.changed(prefix, layer, drawn)
+        return measured(self.at_layer, prefix, layer, changed, chunk)[2]
 
     @torch.inference_mode()
     def hooked(self, drawn, sample):
