@@ -136,13 +136,16 @@ def steered_logits(
     live, frozen : Tensor, shape (S, n_options)
         With the final norm live, and with its scale frozen at that of the unsteered stream.
     """
-    if mode == "through-network":
-        changed = torch.cat(
-            [model.continue_from(prefix, layer, part) for part in changed.split(chunk)]
-        )
     unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)]
-    live = model.option_logits(changed, option_ids)
-    return live.cpu(), model.option_logits(changed, option_ids, frozen_at=unsteered).cpu()
+    # filled in place: results kept one by one would scatter over the freed memory between passes
+    live, frozen = torch.empty(2, len(changed), len(option_ids))
+    for rows in torch.arange(len(changed)).split(chunk):
+        part = changed[rows]
+        if mode == "through-network":
+            part = model.continue_from(prefix, layer, part)
+        live[rows] = model.option_logits(part, option_ids).cpu()
+        frozen[rows] = model.option_logits(part, option_ids, frozen_at=unsteered).cpu()
+    return live, frozen
 
 
 def changes(
@@ -269,9 +272,10 @@ def steered_everywhere(
     live, frozen : Tensor, shape (S, n_options)
         With the final norm live, and with its scale frozen at that of the unsteered stream.
     """
-    live, frozen = [], []
-    for part in vectors.to(model.device).split(rows):
-        last = model.continue_all(input_ids, layer, stream.float() + part[:, None])
-        live.append(model.option_logits(last, option_ids).cpu())
-        frozen.append(model.option_logits(last, option_ids, frozen_at=unsteered).cpu())
-    return torch.cat(live), torch.cat(frozen)
+    live, frozen = torch.empty(2, len(vectors), len(option_ids))
+    for some in torch.arange(len(vectors)).split(rows):
+        changed = stream.float() + vectors[some].to(model.device)[:, None]
+        last = model.continue_all(input_ids, layer, changed)
+        live[some] = model.option_logits(last, option_ids).cpu()
+        frozen[some] = model.option_logits(last, option_ids, frozen_at=unsteered).cpu()
+    return live, frozen
