@@ -27,7 +27,7 @@ from steering_vectors import SteeringVector
 from steering_vectors.layer_matching import guess_and_enhance_layer_config
 from tqdm import tqdm
 
-from layercal import directions, steering
+from layercal import directions, phase, steering
 from layercal.model import GATE_TOLERANCE, load
 
 ALPHAS = torch.tensor([-1, -0.5, 0.25, 0.5, 0.75, 1, 1.5, 2])  # the study's, but 0
@@ -116,6 +116,28 @@ def compare(sweeps, drawn, sample, args):
     return pd.DataFrame(rows, columns=["repeat", "chunk", "seconds", "memory", "difference"])
 
 
+def show(rows, growth, n_prompts, settings, at_layer, args):
+    """Print one Markdown table: full passes first, then the sweep at each chunk."""
+    head = ["what", "settings/s", "ratio: min", "median", "max", "max logit difference"]
+    head += ["peak memory", *(f"of {times * at_layer} settings at one layer" for times in LARGER)]
+    print("|", " | ".join(head), "|")
+    print("|" + "---|" * len(head))
+    total = rows.pivot_table("seconds", "chunk", "repeat", aggfunc="sum")
+    naive = total.loc[0] / args.naive * settings
+    largest = rows.groupby("chunk")[["memory", "difference"]].max()
+    speed = n_prompts * settings / total.median(axis=1)
+    full = n_prompts * settings / naive.median()
+    print(f"| full passes | {full:.3g} | | 1 | | | {largest['memory'][0]:.0f} | | |")
+    for chunk in args.chunks:
+        ratio = naive / total.loc[chunk]
+        print(
+            f"| sweep, {chunk} settings a pass | {speed[chunk]:.3g} "
+            f"| {ratio.min():.0f} | {ratio.median():.0f} | {ratio.max():.0f} "
+            f"| {largest['difference'][chunk]:.1g} | {largest['memory'][chunk]:.0f} "
+            "| {:.0f} | {:.0f} |".format(*growth[chunk])
+        )
+
+
 def main():
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     folder = Path("resources/models/qwen2.5-coder-1.5b")
@@ -135,51 +157,32 @@ def main():
     )
     kept = np.linspace(0, len(prompts) - 1, args.questions).round().astype(int)
     lowest = args.lowest or read.n_layers // 2
-    layers = steering.sweep_layers(lowest, read.n_layers, LAYERS)
+    layers = phase.sweep_layers(lowest, read.n_layers, LAYERS)
     sweeps = [Sweep(read, prompt, layers) for prompt in prompts.iloc[kept].itertuples()]
     drawn = directions.random_directions(LARGER[-1] * DIRECTIONS, read.width, 0)
     few = drawn[:DIRECTIONS]
-    settings = len(layers) * len(few) * len(ALPHAS)
-    spread = np.linspace(0, settings - 1, args.naive).round().astype(int)
-    sample = [divmod(int(setting), settings // len(layers)) for setting in spread]
+    at_layer = len(few) * len(ALPHAS)
+    spread = np.linspace(0, len(layers) * at_layer - 1, args.naive).round().astype(int)
+    sample = [divmod(int(setting), at_layer) for setting in spread]
 
     for sweep in sweeps:  # the first run of anything is slower
         sweep.hooked(few, sample[:1])
         sweep.ours(few[:1], 1)
     rows = compare(sweeps, few, sample, args)
-    larger = {
+    growth = {
         chunk: [sweeps[0].memory(drawn[: times * DIRECTIONS], chunk) for times in LARGER]
         for chunk in args.chunks
     }
 
     lengths = ", ".join(str(len(sweep.ids)) for sweep in sweeps)
-    masked = read.takes_masked_pass and all(read.prefix(s.ids).in_window for s in sweeps)
+    ways = {read.pass_of(read.prefix(sweep.ids)).__name__ for sweep in sweeps}
     print(
         f"{args.model.name}, {args.dtype}, {torch.get_num_threads()} thread(s), prompts of "
-        f"{lengths} tokens, layers {layers} of {read.n_layers}; steered tokens run as "
-        f"{'one masked row' if masked else 'rows of a batch'}; {args.naive} of {settings} settings "
-        f"run as full passes; {args.repeats} repeats; peak memory in MB above the model"
+        f"{lengths} tokens, layers {layers} of {read.n_layers}, {' and '.join(ways)}; "
+        f"{args.naive} of {len(layers) * at_layer} settings run as full passes; "
+        f"{args.repeats} repeats; peak memory in MB above the model"
     )
-    print(
-        "| what | settings/s | ratio: min | median | max | max logit difference | peak memory ",
-        end="",
-    )
-    print("| one layer, {} x as many | {} x as many |".format(*LARGER))
-    print("|---|---|---|---|---|---|---|---|---|")
-    total = rows.pivot_table("seconds", "chunk", "repeat", aggfunc="sum")
-    naive = total.loc[0] / args.naive
-    largest = rows.groupby("chunk")[["memory", "difference"]].max()
-    speed = len(sweeps) / naive.median()
-    print(f"| full passes | {speed:.3g} | | 1 | | | {largest['memory'][0]:.0f} | | |")
-    for chunk in args.chunks:
-        ratio = naive * settings / total.loc[chunk]
-        print(
-            f"| sweep, {chunk} settings a pass "
-            f"| {len(sweeps) * settings / total.loc[chunk].median():.3g} "
-            f"| {ratio.min():.0f} | {ratio.median():.0f} | {ratio.max():.0f} "
-            f"| {largest['difference'][chunk]:.1g} | {largest['memory'][chunk]:.0f} "
-            "| {:.0f} | {:.0f} |".format(*larger[chunk])
-        )
+    show(rows, growth, len(sweeps), len(layers) * at_layer, at_layer, args)
 
 
 if __name__ == "__main__":
