@@ -61,6 +61,10 @@ def check_registry(path: str, entries: dict, schema: dict) -> None:
     InputError
         Naming every entry and key at fault, what was found and what is expected.
     """
+    if not isinstance(entries, dict):
+        raise InputError(
+            f"{path} cannot be used:\n  found {entries!r:.80}; expected entries by name"
+        )
     validator = jsonschema.Draft202012Validator(schema)
     problems = [
         f"{name}: {problem}"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import yaml
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -359,7 +360,7 @@ def read_file(name: str, entry: dict) -> Rows:
         raise InputError(f"{path}: there is no such file")
     try:
         table = datasets.Dataset.from_pandas(_read_pandas(path), preserve_index=False)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise InputError(f"{path}: not a readable {path.suffix} table: {error}") from error
     letters = _option_columns(path, table.column_names)
     for number, raw in enumerate(table, 1):
@@ -383,8 +384,18 @@ def _read_pandas(path: Path) -> pd.DataFrame:
     if path.suffix == ".csv":
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True, dtype=False)
+        return pd.DataFrame(list(_json_lines(path)))
     return pd.read_parquet(path)
+
+
+def _json_lines(path: Path) -> Iterator[dict]:
+    # not by pandas, which takes lines of other kinds for rows and dates for numbers
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is {line[:40]!r}; expected an object, {{...}}")
+            yield row
 
 
 def _option_columns(path: Path, columns: list[str]) -> str:
