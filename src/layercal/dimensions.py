@@ -36,8 +36,8 @@ def table(
     DataFrame
         ``layer``, ``rank``, ``accuracy``, ``ece``, ``share`` of the fall of ECE from the layer to L
         with ``share_low`` and ``share_high`` (95 % percentile interval), and, the same in every row
-        of a layer, ``rank_90``, the first rank with a share of at least 0.9 (the largest tried if
-        there is none), with ``rank_90_low`` and ``rank_90_high``.
+        of of a layer, ``rank_90``, the first rank with a share of at least 0.9 (infinite if none of
+        those tried has), with ``rank_90_low`` and ``rank_90_high``.
     """
     rows = []
     for layer, read in zip(layers, logits, strict=True):
@@ -56,11 +56,14 @@ def table(
             )
         low, high = np.quantile(shares, [0.025, 0.975], axis=-1)
         reached = _first_reached(share[:, None], ranks)[0]
-        reached_low, reached_high = np.quantile(_first_reached(shares, ranks), [0.025, 0.975])
+        reached_low, reached_high = np.quantile(
+            _first_reached(shares, ranks), [0.025, 0.975], method="inverted_cdf"
+        )
         rows += [
             {
                 "layer": layer,
                 "rank": rank,
+                "n": len(answer),
                 "accuracy": correct[place].mean(),
                 "ece": observed[place],
                 "share": share[place],
@@ -76,7 +79,28 @@ def table(
 
 
 def _first_reached(shares: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
-    """First rank of each column (ranks, draws) with a share of at least 0.9, else the last."""
-    there = shares >= 0.9
-    there[-1] = True
-    return np.asarray(ranks)[there.argmax(0)]
+    """First rank of each column (ranks, draws) with a share of at least 0.9, else infinite."""
+    there = np.vstack([shares >= 0.9, np.ones(shares.shape[1], bool)])
+    return np.array([*ranks, np.inf])[there.argmax(0)]
+
+
+def in_words(table: pd.DataFrame, layer: int) -> str:
+    """Say how many dimensions bring 90 % of the fall of ECE from a layer to the last.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`table`.
+    layer : int
+    """
+    one = table[table["layer"] == layer]
+    largest, first = one["rank"].max(), one.iloc[0]
+    reached, low, high = (
+        f"{rank:.0f}" if np.isfinite(rank) else f"more than {largest}"
+        for rank in first[["rank_90", "rank_90_low", "rank_90_high"]]
+    )
+    return (
+        f"Layer {layer}: {reached} principal direction(s) of h[L] - h[{layer}] bring 90 % of the "
+        f"fall of ECE from there to the last layer (95 % CI {low} to {high}; n = {first['n']:.0f}; "
+        f"up to {largest} were tried)."
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from layercal import baselines, resampling
+from layercal import baselines, dimensions, resampling
 from layercal.directions import FROM
 from layercal.evaluation import Sweep, cross_select
 from layercal.steering import FROZEN, READ_LAYER
@@ -278,7 +278,7 @@ def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str
     return rows
 
 
-def claims(phase: dict, rows: Sequence[dict], dimensions: pd.DataFrame) -> list[dict]:
+def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame) -> list[dict]:
     """What a study says of the paper's claims: confirmed, refuted or undecided, with its numbers.
 
     Parameters
@@ -287,7 +287,7 @@ def claims(phase: dict, rows: Sequence[dict], dimensions: pd.DataFrame) -> list[
         ``phase.json``.
     rows : sequence of dict
         From :func:`summarise`, the primary direction first.
-    dimensions : DataFrame
+    by_rank : DataFrame
         From :func:`layercal.dimensions.table`.
 
     Returns
@@ -306,7 +306,7 @@ def claims(phase: dict, rows: Sequence[dict], dimensions: pd.DataFrame) -> list[
             outcome = decide(of_mode) if above_chance else "not applicable"
             claim = f"{best['direction']}, {mode}: {text}"
             found.append({"claim": claim, "outcome": outcome, "evidence": best["verdict"]})
-    return [*found, _dimension_claim(dimensions, phase["exists"])]
+    return [*found, _dimension_claim(by_rank, phase["exists"])]
 
 
 def _phase_claim(phase: dict, above_chance: bool) -> dict:
@@ -365,16 +365,9 @@ CLAIMS = {
 }
 
 
-def _dimension_claim(dimensions: pd.DataFrame, exists: bool) -> dict:
-    first = dimensions[dimensions["layer"] == dimensions["layer"].min()].iloc[0]
-    low, high, at, layer = (
-        int(first[name]) for name in ("rank_90_low", "rank_90_high", "rank_90", "layer")
-    )
+def _dimension_claim(table: pd.DataFrame, exists: bool) -> dict:
     return {
         "claim": "the correction is low-dimensional",
         "outcome": "see the number" if exists else "not applicable",
-        "evidence": (
-            f"{at} principal direction(s) of h[L] - h[{layer}] (95 % CI {low} to {high}) "
-            f"bring 90 % of the fall of ECE between layer {layer} and the last."
-        ),
+        "evidence": dimensions.in_words(table, int(table["layer"].min())),
     }

@@ -221,7 +221,7 @@ def test_rules_list_all_code_they_run(path, rule, stage, listed):
     if "--device" in block:  # the model is loaded by what these stages share
         expected |= needed("model")
     if "reports/notebooks" in block:
-        expected |= needed("figures")
+        expected |= needed("figures") | needed("dimensions")
     assert listed == expected
 
 

@@ -17,7 +17,9 @@ PHASE = {
     "final_layer": 2,
     "reason": "as planted",
 }
-DIMENSIONS = pd.DataFrame([{"layer": 1, "rank_90": 2, "rank_90_low": 1, "rank_90_high": 4}])
+DIMENSIONS = pd.DataFrame(
+    [{"layer": 1, "rank": 8, "n": 90, "rank_90": 2, "rank_90_low": 1, "rank_90_high": np.inf}]
+)
 
 
 def test_a_temperature_in_disguise_gains_nothing_beyond_one(rng):
@@ -161,4 +163,6 @@ def test_dimensions(rng):
     assert (found[["rank_90", "rank_90_low", "rank_90_high"]] == 2).all(axis=None)
     still = np.repeat(by_rank[:, :1], 4, 1)
     none = dimensions.table(still[None], answer, weights, [7], [0, 1, 2])
-    assert none["share"].isna().all() and (none["rank_90"] == 2).all()
+    assert none["share"].isna().all() and np.isinf(none["rank_90"]).all()
+    assert "Layer 7: 2 principal direction(s)" in dimensions.in_words(found, 7)
+    assert "more than 2 principal direction(s)" in dimensions.in_words(none, 7)

@@ -46,7 +46,17 @@ rule render_report:
         neurons="results/directions/{model}/{questions}/neurons.parquet",
         sweep="results/steering/{model}/{questions}/sweep.parquet",
         summary="results/steering/{model}/{questions}/summary.json",
-        code=expand("src/layercal/{module}.py", module=["figures", "sources", "stages/report"]),
+        code=expand(
+            "src/layercal/{module}.py",
+            module=[
+                "calibration",
+                "dimensions",
+                "figures",
+                "resampling",
+                "sources",
+                "stages/report",
+            ],
+        ),
     output:
         notebook="reports/rendered/{model}-{questions}.ipynb",
         html=report(

@@ -71,6 +71,7 @@ rule evaluate_steering:
                 "attribution",
                 "baselines",
                 "calibration",
+                "dimensions",
                 "directions",
                 "evaluation",
                 "model",
