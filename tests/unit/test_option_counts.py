@@ -88,11 +88,12 @@ def test_steering_is_judged_on_the_own_options(mixed):
     steered = np.stack([logits, logits / 2], 1)[:, None, None]  # n, directions, layers, alphas, k
     made = evaluation.Sweep(
         logits={"lens": np.repeat(steered, 5, 1)},
+        n_folds=3,
         answer=answer,
         fold=np.arange(len(answer)) % 3,
         cluster=np.arange(len(answer)),
         norms=np.ones(3),
-        estimators=["update-mean"],
+        variants=["update-mean"],
         layers=[2],
         alphas=[0.0, 1.0],
         accuracy_margin=0.02,
@@ -100,7 +101,7 @@ def test_steering_is_judged_on_the_own_options(mixed):
         draws=100,
         seed=0,
     )
-    confidence, correct = made.scored("lens", "update-mean")
+    confidence, correct = made.read(made.held_out("lens", "update-mean"))
     for scale, factor in ((0, 1), (1, 0.5)):
         p = [softmax(factor * row[:k]) for row, k in zip(logits, COUNTS, strict=True)]
         np.testing.assert_allclose(confidence[0, scale], [one.max() for one in p])
