@@ -73,7 +73,7 @@ def test_an_experiment_on_a_config_key(study):
     said = done_by(study, "dvc", "exp", "run", "-S", f"{key}=0.03", "steering")
     assert "Running stage 'steering'" in said and "Running stage 'lens'" not in said
     rows = json.loads((study / f"results/steering/{PART}/summary.json").read_text())
-    assert {row["accuracy_margin"] for row in rows} == {0.03}
+    assert {row["accuracy_margin"] for row in rows["verdicts"]} == {0.03}
     config = yaml.safe_load((study / "config/config.yaml").read_text())
     assert config["steering"]["accuracy_margin"] == 0.03
     shown = json.loads(done_by(study, "dvc", "exp", "show", "--json"))

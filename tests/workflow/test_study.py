@@ -191,7 +191,9 @@ def test_dvc_after_snakemake_recomputes_nothing(study):
         assert done.returncode == 0, done.said
     results = [
         *study.glob("results/**/*"),
-        *study.glob("resources/**/*"),
+        *study.glob("resources/questions/*"),
+        # DVC makes copies of weights that are linked to the cache of models; it holds the manifest
+        *study.glob("resources/models/*/manifest.json"),
         *study.glob("reports/**/*"),
     ]
     before = {path: path.stat().st_mtime_ns for path in results if path.is_file()}
