@@ -48,7 +48,7 @@ def test_a_stage_refuses_to_run_the_rules_of_another(study):
     assert "stage steering would run rules of other stages: " in done.said
     assert "read_lens (stage lens)" in done.said and "nothing was run" in done.said
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    done_by(study, "dvc", "repro", "--single-item", "directions", "--force")
+    done_by(study, "dvc", "repro", "--single-item", "extract", "--force")
 
 
 def test_metrics_and_plots(study):

@@ -282,13 +282,13 @@ torch.set_num_threads(1)
 logging.basicConfig(format="%(message)s")
 read = model.LensModel(tiny("llama", intermediate_size=1 << 16, num_hidden_layers=1))
 prompts = [[3 + (row + place) % 90 for place in range(100)] for row in range(16)]
-alone = extract.residuals(read, prompts, batch_tokens=100)
+alone = extract.read(read, prompts, batch_tokens=100)["residuals"]
 allow(300 << 20)
-together = extract.residuals(read, prompts, batch_tokens=1600)
+together = extract.read(read, prompts, batch_tokens=1600)["residuals"]
 torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 allow(20 << 20)
 try:
-    extract.residuals(read, prompts, batch_tokens=200)
+    extract.read(read, prompts, batch_tokens=200)
 except extract.InputError as error:
     print(error)
 """
