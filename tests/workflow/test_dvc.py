@@ -95,6 +95,8 @@ def check_nothing_to_do(clone, study):
     assert done_by(clone, "dvc", "status", "--quiet") == ""
     assert done_by(clone, "git", "status", "--porcelain") == ""
     for path in (study / "results").rglob("*.*"):
+        if path.name.endswith(".provenance.json"):  # of the machine that made it: not pulled
+            continue
         assert (clone / path.relative_to(study)).read_bytes() == path.read_bytes()
 
 
@@ -141,6 +143,8 @@ def test_results_changed_by_hand_are_not_overwritten(study, tmp_path):
 @pytest.fixture
 def sshd(tmp_path):
     """An SSH server on loopback with keys of its own; yields its port and the user's key."""
+    if not Path("/usr/sbin/sshd").exists() or os.geteuid() != 0:
+        pytest.skip("an SSH server needs root and Debian's openssh-server")
     place = tmp_path / "ssh"
     place.mkdir(mode=0o700)
     for name in ("host", "user"):
