@@ -186,12 +186,12 @@ def test_a_damaged_shard_is_named_and_made_again(study, finished, how):
     shard = study / f"{EXTRACTED}/residuals-1.safetensors"
     whole = shard.read_bytes()
     damage(shard, how)
-    done = snakemake(study, "directions")
+    done = snakemake(study, "lens")
     assert done.returncode == 1
     assert f"{EXTRACTED}/residuals-1.safetensors" in done.said
     assert "is damaged" in done.said and "delete it and run again" in done.said
     shard.unlink()
-    finish(study, "directions")
+    finish(study, "lens")
     assert shard.read_bytes() == whole
     assert contents(study, "results") == contents(finished, "results")
 

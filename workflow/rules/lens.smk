@@ -7,9 +7,10 @@
 rule lens:
     input:
         expand(
-            "results/lens/{model}/{questions}/phase.json",
+            "results/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
+            file=["options.parquet", "phase.json"],
         ),
 
 
