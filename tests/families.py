@@ -75,6 +75,8 @@ FAMILIES = {
 }
 # they build their own attention mask, so steered tokens run as rows of a batch
 BATCHED = {"bloom", "falcon-alibi", "gpt_neo", "mpt"}
+# with sliding windows of six tokens
+WINDOWED = {"cohere2", "gemma3_text", "gpt_oss", "mistral", "olmo3"}
 
 
 def tiny(family: str, **settings):

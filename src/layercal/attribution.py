@@ -101,13 +101,14 @@ def without_parts(model: LensModel, prefix: Prefix, lowest: int, means: Tensor) 
 
 
 @contextmanager
-def recorded(model: LensModel, attention_mask: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Record what is needed for ablations while a batch runs, at the last real token of each row.
+def recorded(model: LensModel, places: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Record what is needed for ablations while a batch runs, at its answer tokens.
 
     Parameters
     ----------
     model : LensModel
-    attention_mask : Tensor, shape (batch, tokens)
+    places : Tensor, shape (batch,)
+        Where each prompt's answer token is, counted over all tokens of the batch.
 
     Yields
     ------
@@ -123,14 +124,12 @@ def recorded(model: LensModel, attention_mask: Tensor) -> Iterator[dict[str, Ten
     except InputError:
         yield found
         return
-    last, shape = structure.last_real(attention_mask), attention_mask.shape
-    rows = torch.arange(len(last))
     given: dict[nn.Module | str, Tensor] = {}
 
     def keeper(name: nn.Module | str):
         def keep(hidden: Tensor):
-            hidden = hidden.reshape(*shape, -1)  # some blocks flatten the tokens
-            given[name] = hidden[rows, last.to(hidden.device)].float().cpu()
+            hidden = hidden.reshape(-1, hidden.shape[-1])  # some blocks flatten the tokens
+            given[name] = hidden[places.to(hidden.device)].float().cpu()
 
         return keep
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from layercal import InputError, attribution
-from layercal.model import LensModel
+from layercal import InputError, attribution, structure
+from layercal.model import LensModel, Prefix
 
 log = logging.getLogger("layercal")
 
@@ -73,19 +74,20 @@ def read(
         there is.
     """
     found: dict[str, Tensor] = {}
-    ahead = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
+    reader = _Reader(model, [torch.tensor(ids) for ids in input_ids])
+    ahead = plan(input_ids, batch_tokens, model.takes_tails)
     with tqdm(total=len(input_ids), desc=description, unit="prompt", disable=None) as bar:
         while ahead:
-            rows = ahead[0]
-            batch = _read(model, [torch.tensor(input_ids[row]) for row in rows])
+            rows = ahead[0].rows
+            batch = reader.read(ahead[0])
             if batch is None:
                 log.warning(
                     "out of memory at %d prompts of up to %d tokens; going on with half as many "
                     "(lower extract: batch_tokens in the config to spare the attempt)",
                     len(rows),
-                    len(input_ids[rows[0]]),
+                    max(len(input_ids[row]) for row in rows),
                 )
-                ahead = [half for rows in ahead for half in _halves(rows)]
+                ahead = [half for one in ahead for half in one.halves()]
                 continue
             _refuse_nan(batch["residuals"], rows)
             written = batch.pop("written", None)
@@ -102,23 +104,126 @@ def read(
     return found
 
 
-def _read(model: LensModel, tokens: list[Tensor]) -> dict[str, Tensor] | None:
-    """Residuals and recordings of one padded batch, or None if it does not fit into memory."""
-    padded = pad_sequence(tokens, batch_first=True)
-    mask = pad_sequence([torch.ones_like(one) for one in tokens], batch_first=True)
-    try:
-        with attribution.recorded(model, mask) as found:
-            h = model.residuals(padded, mask).cpu()
-        return {"residuals": h, **found}
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        if len(tokens) == 1:
-            raise InputError(
-                f"out of memory: a single prompt of {len(tokens[0])} tokens does not fit; use "
-                "fewer shots, extract: dtype: bfloat16 or quantize, or a larger machine"
-            ) from error
-    return None
+@dataclass
+class Batch:
+    """Prompts that run in one pass.
+
+    Attributes
+    ----------
+    rows : list of int
+    shared : int
+        Tokens with which all of them begin alike, which run once for all; 0 if none are shared.
+    """
+
+    rows: list[int]
+    shared: int = 0
+
+    def halves(self) -> list[Batch]:
+        """Both halves, or itself if it is of one row."""
+        middle = (len(self.rows) + 1) // 2
+        return [replace(self, rows=h) for h in (self.rows[:middle], self.rows[middle:]) if h]
+
+
+def plan(
+    input_ids: Sequence[Sequence[int]], batch_tokens: int, takes_tails: Callable[[int], bool]
+) -> list[Batch]:
+    """Divide prompts into batches that stay within a token budget.
+
+    Prompts that begin alike for at least half of their length, as those after the same shots and
+    the rotations of one question do, share that beginning. The others are padded, those of similar
+    length together.
+
+    Parameters
+    ----------
+    input_ids : sequence of token lists
+    batch_tokens : int
+        Upper bound of tokens in a pass, padding included and a shared beginning excluded; a single
+        longer prompt makes a batch of its own.
+    takes_tails : function (tokens) -> bool
+        Whether prompts of up to so many tokens can share a beginning.
+    """
+    batches, alone = [], []
+    for rows, shared in _alike(input_ids):
+        if len(rows) == 1 or not takes_tails(max(len(input_ids[row]) for row in rows)):
+            alone += rows
+            continue
+        batch, tokens = [], 0
+        for row in rows:
+            tail = len(input_ids[row]) - shared
+            if batch and tokens + tail > batch_tokens:
+                batches.append(Batch(batch, shared))
+                batch, tokens = [], 0
+            batch, tokens = [*batch, row], tokens + tail
+        batches.append(Batch(batch, shared))
+    lengths = [len(input_ids[row]) for row in alone]
+    padded = [[alone[i] for i in batch] for batch in length_batches(lengths, batch_tokens)]
+    return [*batches, *(Batch(rows) for rows in padded)]
+
+
+def _alike(input_ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], int]]:
+    """Yield groups of rows and the number of tokens with which all rows of a group begin.
+
+    At least one token of each row is left over.
+    """
+    order = sorted(range(len(input_ids)), key=lambda row: list(input_ids[row]))
+    group, shared, longest = [], 0, 0
+    for row in order:
+        ids = input_ids[row]
+        here = min(_common(input_ids[group[-1]], ids), len(ids) - 1, shared) if group else 0
+        if 2 * here >= max(longest, len(ids)):
+            group, shared, longest = [*group, row], here, max(longest, len(ids))
+        else:
+            if group:
+                yield group, shared
+            group, shared, longest = [row], len(ids) - 1, len(ids)
+    if group:
+        yield group, shared
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of tokens with which both begin."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+class _Reader:
+    """Runs batches; the last shared beginning stays cached."""
+
+    def __init__(self, model: LensModel, prompts: list[Tensor]):
+        self.model, self.prompts = model, prompts
+        self.beginning: tuple[Tensor, Prefix] | None = None
+
+    def read(self, batch: Batch) -> dict[str, Tensor] | None:
+        """Residuals and recordings of one batch, or None if it does not fit into memory."""
+        prompts = [self.prompts[row] for row in batch.rows]
+        try:
+            if batch.shared:
+                prefix = self._prefix(prompts[0][: batch.shared + 1])
+                tails = [one[batch.shared :] for one in prompts]
+                with attribution.recorded(self.model, structure.last_of(tails)) as found:
+                    h = self.model.residuals_after(prefix, tails).cpu()
+            else:
+                padded = pad_sequence(prompts, batch_first=True)
+                mask = pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True)
+                with attribution.recorded(self.model, structure.answer_places(mask)) as found:
+                    h = self.model.residuals(padded, mask).cpu()
+            return {"residuals": h, **found}
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(prompts) == 1:
+                raise InputError(
+                    f"out of memory: a single prompt of {len(prompts[0])} tokens does not fit; use "
+                    "fewer shots, extract: dtype: bfloat16 or quantize, or a larger machine"
+                ) from error
+        return None
+
+    def _prefix(self, tokens: Tensor) -> Prefix:
+        """The beginning of a prompt, all but its last token cached; kept until another is asked."""
+        if self.beginning is None or not torch.equal(self.beginning[0], tokens[:-1]):
+            self.beginning = tokens[:-1], self.model.prefix(tokens)
+        return self.beginning[1]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -136,9 +241,3 @@ def _refuse_nan(h: Tensor, rows: list[int]) -> None:
             f"{layer}; nothing was written. Try extract: dtype: float32, and check the weights if "
             "that was used"
         )
-
-
-def _halves(rows: list[int]) -> list[list[int]]:
-    """Both halves of a batch, or the batch if it is of one row."""
-    middle = (len(rows) + 1) // 2
-    return [half for half in (rows[:middle], rows[middle:]) if half]

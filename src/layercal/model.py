@@ -56,8 +56,13 @@ class Prefix:
     @property
     def in_window(self) -> bool:
         """Whether the prompt is shorter than every sliding window: no cached token is forgotten."""
-        windows = (getattr(layer, "sliding_window", None) for layer in self.cache.layers)
-        return all(window is None or self.length + 1 < window for window in windows)
+        return fits_windows(self.cache, self.length + 1)
+
+
+def fits_windows(cache: DynamicCache, tokens: int) -> bool:
+    """Whether so many tokens are fewer than every sliding window of a cache holds."""
+    windows = (getattr(layer, "sliding_window", None) for layer in cache.layers)
+    return all(window is None or tokens < window for window in windows)
 
 
 class LensModel:
@@ -127,7 +132,7 @@ class LensModel:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         input_ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
-        with self._capture(structure.last_real(mask)) as captured:
+        with self._capture(structure.answer_places(mask)) as captured:
             self._decode(
                 input_ids, (mask.cumsum(-1) - 1).clamp(min=0), attention_mask=mask, use_cache=False
             )
@@ -235,6 +240,44 @@ class LensModel:
                 )
         found.residuals = torch.cat([h.to(self.device) for h in captured])
         return found
+
+    @torch.inference_mode()
+    def residuals_after(self, prefix: Prefix, tails: Sequence[Tensor]) -> Tensor:
+        """:meth:`residuals` of prompts that begin alike, whose common beginning has run once.
+
+        The tails run one after the other in one row, without padding; a mask lets each attend to
+        the beginning and to itself only. For models and lengths of :meth:`takes_tails`.
+
+        Parameters
+        ----------
+        prefix : Prefix
+            Its cache holds the common tokens; its answer token is not used.
+        tails : sequence of Tensor, shape (tokens,)
+            What follows in each prompt, at least one token.
+
+        Returns
+        -------
+        Tensor, shape (len(tails), L + 1, d)
+        """
+        past = prefix.length
+        own = torch.block_diag(*(torch.ones(len(one), len(one)).tril() for one in tails))
+        seen = torch.cat([torch.ones(len(own), past), own], 1).to(self.device, torch.bool)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
+        with self._capture(structure.last_of(tails)) as captured:
+            self._decode(
+                torch.cat(list(tails))[None].to(self.device),
+                torch.cat([past + torch.arange(len(one)) for one in tails])[None].to(self.device),
+                attention_mask=mask[None, None],
+                past_key_values=structure.cache_view(prefix.cache),
+                use_cache=True,
+            )
+        return torch.stack([h.to(self.device) for h in captured], 1)
+
+    def takes_tails(self, tokens: int) -> bool:
+        """Whether :meth:`residuals_after` is exact for prompts of up to so many tokens."""
+        empty = DynamicCache(config=self.model.config.get_text_config())
+        return self.takes_masked_pass and fits_windows(empty, tokens)
 
     @torch.inference_mode()
     def continue_from(self, prefix: Prefix, layer: int, h: Tensor) -> Tensor:
@@ -394,13 +437,12 @@ class LensModel:
         self.decoder(input_ids=input_ids, **inputs)
 
     @contextmanager
-    def _capture(self, last: Tensor):
-        """Collect the residual at position ``last`` of each row: L + 1 tensors (batch, d)."""
+    def _capture(self, places: Tensor):
+        """Collect residuals at places, counted over all rows: L + 1 tensors (places, d)."""
         captured: list[Tensor] = []
 
         def keep(hidden: Tensor):
-            rows = torch.arange(len(hidden), device=hidden.device)
-            captured.append(hidden[rows, last.to(hidden.device)])
+            captured.append(hidden.flatten(0, 1)[places.to(hidden.device)])
 
         with ExitStack() as hooks:
             hooks.enter_context(structure.hook(self.blocks[0], keep, before=True))

@@ -330,12 +330,12 @@ def activations(
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    last = structure.last_real(attention_mask)
+    places = structure.answer_places(attention_mask)
     captured: list[Tensor] = []
 
     def keep(hidden: Tensor):
-        hidden = hidden.reshape(*input_ids.shape, -1)  # some blocks flatten the tokens
-        captured.append(hidden[torch.arange(len(last)), last.to(hidden.device)])
+        hidden = hidden.reshape(-1, hidden.shape[-1])  # some blocks flatten the tokens
+        captured.append(hidden[places.to(hidden.device)])
 
     with structure.hook(found.projection, keep, before=True):
         residual = model.residuals(input_ids, attention_mask)[:, -1]

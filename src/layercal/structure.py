@@ -6,6 +6,7 @@ Nothing here knows a family by name.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -129,10 +130,17 @@ def hidden_states(output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def last_real(attention_mask: Tensor) -> Tensor:
-    """Position of the last real token of each row, wherever its padding is; (batch,)."""
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (attention_mask * positions).argmax(-1)
+def answer_places(attention_mask: Tensor) -> Tensor:
+    """Place of each row's last real token, wherever its padding is, over all rows; (batch,)."""
+    rows, tokens = attention_mask.shape
+    within = torch.arange(tokens, device=attention_mask.device)
+    starts = torch.arange(rows, device=attention_mask.device) * tokens
+    return starts + (attention_mask * within).argmax(-1)
+
+
+def last_of(parts: Sequence[Tensor]) -> Tensor:
+    """Place of the last token of each part, had all parts been joined; (len(parts),)."""
+    return torch.tensor([len(part) for part in parts]).cumsum(0) - 1
 
 
 @contextmanager

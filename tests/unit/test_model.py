@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 import transformers
-from families import BATCHED, blocks_of, tiny
+from families import BATCHED, WINDOWED, blocks_of, tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from layercal import InputError, extract, lens, model
@@ -168,6 +170,52 @@ def test_extraction_keeps_the_order_of_the_prompts(tiny_model):
     for row, prompt in enumerate(PROMPTS):
         expected, _ = naive_residuals(tiny_model, prompt)
         torch.testing.assert_close(together[row], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [3, 8])
+def test_a_shared_beginning_changes_nothing_in_any_family(family, length):
+    """Prompts that begin alike, in one pass or several, beside prompts that do not.
+
+    The shorter ones fit into all sliding windows, the longer ones do not.
+    """
+    read = model.LensModel(tiny(family))
+    beginning = [3, 14, 15, 92, 65, 35, 89, 79][:length]
+    alike = [[*beginning, *tail] for tail in ([5, 6], [5, 8], [9], [5])]
+    prompts = [PROMPTS[0], *alike[:3], PROMPTS[1], *alike[3:]]
+    plan = extract.plan(prompts, 5, read.takes_tails)
+    shared = family not in BATCHED and (length == 3 or family not in WINDOWED)
+    assert max(batch.shared for batch in plan) == length * shared
+    assert sum(batch.shared > 0 for batch in plan) == 2 * shared
+    found = extract.read(read, prompts, batch_tokens=5)
+    alone = [extract.read(read, [prompt]) for prompt in prompts]
+    for name in set(found) & {"residuals", "neurons"}:
+        expected = torch.cat([one[name] for one in alone])
+        torch.testing.assert_close(found[name], expected, atol=5e-5, rtol=1e-4)
+    assert set(found) == set(alone[0])
+    if "written" in found:
+        expected = sum(one["written"] for one in alone)
+        torch.testing.assert_close(found["written"], expected, atol=5e-4, rtol=1e-4)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.booleans(),
+)
+def test_a_plan_holds_every_prompt_once_within_the_budget(prompts, budget, shares):
+    plan = extract.plan(prompts, budget, lambda tokens: shares)
+    assert sorted(row for batch in plan for row in batch.rows) == list(range(len(prompts)))
+    for batch in plan:
+        together = [prompts[row] for row in batch.rows]
+        longest = max(map(len, together))
+        if batch.shared:
+            assert shares and 2 * batch.shared >= longest
+            assert all(len(one) > batch.shared for one in together)
+            assert len({tuple(one[: batch.shared]) for one in together}) == 1
+            tokens = sum(len(one) - batch.shared for one in together)
+        else:
+            tokens = len(together) * longest
+        assert len(together) == 1 or tokens <= budget
 
 
 def test_length_batches_cover_all_rows_within_the_budget():
