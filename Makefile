@@ -2,6 +2,7 @@
 # make test    set up and run the tests
 # make hydrate pull finished results from the DVC remote, so that nothing of them is run again
 # make verify  compare the results with the committed numbers, within tolerances
+# make bench   time the library against what else one would use (make bench-gpu: on a GPU)
 # make setup   only set up the virtual environment in .venv
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup study hydrate verify test lint
+.PHONY: setup study hydrate verify test lint bench bench-gpu
 
 study: $(READY)
 	snakemake --configfile $(CONFIG) $(ARGS)
@@ -32,6 +33,14 @@ lint: $(READY)
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+bench: $(READY) # of a finished study
+	python benchmarks/metrics.py
+	python benchmarks/extraction.py
+	python benchmarks/harness.py
+
+bench-gpu: $(READY)
+	python benchmarks/gpu.py
 
 setup: $(READY)
 

@@ -126,8 +126,9 @@ def transformer_lens(task, folder):
             attention_mask=mask,
             names_filter=lambda name: "resid" in name or "hook_out" in name or "ln_final" in name,
         )
-        read = cache.logit_lens(positions=-1, vocab=task.option_ids.tolist(), return_type="logits")
-        return read.values.movedim(0, 1)
+        letters = task.option_ids.tolist()
+        found = cache.logit_lens(positions=-1, vocab=letters, return_type="logits")
+        return found.values.movedim(0, 1)  # noqa: PD011 not a table
 
     return lambda: task.by_batch(one_batch)
 
