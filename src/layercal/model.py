@@ -353,7 +353,9 @@ class LensModel:
     def takes_masked_pass(self) -> bool:
         """Whether the masked pass equals ordinary decoding steps, found by trying both.
 
-        An architecture that builds its own mask (ALiBi, local attention) does not take it.
+        An architecture that builds its own mask (ALiBi, local attention) does not take it: then
+        nearly all changed tokens end elsewhere. Their median decides, since in bfloat16 single ones
+        of so short a prompt are chaotic.
         """
         if "local" in getattr(self.model.config, "attention_layers", ()):
             return False
@@ -368,7 +370,7 @@ class LensModel:
             except (ValueError, RuntimeError, TypeError, IndexError):
                 return False
         difference = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-        return bool(difference.max() <= ROUNDING[self.dtype])
+        return bool(difference.median() <= ROUNDING[self.dtype])
 
     @cached_property
     def parts(self) -> list[structure.Parts]:

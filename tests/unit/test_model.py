@@ -57,6 +57,24 @@ def test_residuals_and_lens_of_every_family(family):
     assert read.check_gate(torch.tensor(PROMPTS[0])) <= 1e-4
 
 
+def test_bfloat16_takes_the_pass_that_float32_takes(family):
+    read = model.LensModel(tiny(family).to(torch.bfloat16))
+    assert read.takes_masked_pass == (family not in BATCHED)
+
+
+def test_chaos_of_one_token_does_not_decide_over_the_pass(tiny_model, monkeypatch):
+    read = model.LensModel(tiny_model)
+    masked = read.masked_pass
+
+    def one_astray(prefix, layer, h):
+        found = masked(prefix, layer, h)
+        found[3] += 1
+        return found
+
+    monkeypatch.setattr(read, "masked_pass", one_astray)
+    assert read.takes_masked_pass
+
+
 def test_hidden_states_of_transformers_are_normed_at_the_end(tiny_model):
     """The trap that the hooks avoid: the last hidden state is not the residual stream."""
     ids = torch.tensor([PROMPTS[0]])
@@ -329,7 +347,7 @@ def test_load_round_trip_and_missing_folder(tmp_path):
 
 @pytest.mark.parametrize(("quantize", "error"), [("8bit", 0.1), ("4bit", 0.7)])
 def test_quantized_blocks_under_a_dense_head(tmp_path, quantize, error):
-    tiny("llama").save_pretrained(tmp_path)
+    tiny("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
     ids = torch.tensor(PROMPTS[0])
     dense = model.load(tmp_path, "float32", "cpu").residuals(ids[None])[0]
     read = model.load(tmp_path, "float32", "cpu", quantize)
