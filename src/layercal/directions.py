@@ -253,7 +253,8 @@ def cross_fit(
 
 def mean_norms(split: Split) -> Tensor:
     """Mean norm of the residual stream at every layer, the unit of the scale alpha; (L + 1,)."""
-    return split.residuals.float().norm(dim=-1).mean(0)
+    by_layer = [h.float().norm(dim=-1) for h in split.residuals.unbind(1)]
+    return torch.stack(by_layer, 1).mean(0)
 
 
 def patched(split: Split, basis: Tensor, layer: int, ranks: Sequence[int]) -> Tensor:
@@ -298,18 +299,20 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
     Returns
     -------
     list of dict
-        One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction depends
-        on it: ``cosine``, the mean cosine of the direction with the block update into that layer;
-        ``explained_variance``, the mean squared cosine; ``cosine_primary`` with the first
-        estimator's; ``agreement``, the lowest cosine of this fold's direction with another fold's.
+        One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction or the
+        first estimator's depends on it: ``cosine``, the mean cosine of the direction with the block
+        update into that layer; ``explained_variance``, the mean squared cosine; ``cosine_primary``
+        with the first estimator's; ``agreement``, the lowest cosine of this fold's direction with
+        another fold's.
     """
     n_layers = split.residuals.shape[1] - 1
-    updates = unit_updates(split.residuals, n_layers)
-    at = layers if fitted.shape[2] > 1 else range(1, n_layers + 1)
+    by_layer = max(fitted.shape[2], primary.shape[2]) > 1
     rows = []
-    for place, layer in enumerate(at):
+    for place, layer in enumerate(layers if by_layer else range(1, n_layers + 1)):
         own = _scored(fitted, place)
-        cosines = updates[:, layer - 1] @ own.T
+        # one layer at a time: all updates of a large set would take several times its residuals
+        update = unit_updates(split.residuals[:, : layer + 1], 1)[:, 0]
+        cosines = update @ own.T
         with_primary = (own * _scored(primary, place)).sum(-1)
         agreement = (own @ own.T).amin(-1)
         rows += [
