@@ -68,6 +68,7 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
     scored = scoring.Scoring(
         answer=prompts["answer"].to_numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
+        question=pd.factorize(prompts["question_id"])[0],
         n_bins=args.n_bins,
         draws=args.draws,
         seed=args.seed,

@@ -76,6 +76,7 @@ def _sweep(args, prompts: pd.DataFrame):
         answer=prompts["answer"].to_numpy(),
         fold=fitted["fold"].numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
+        question=pd.factorize(prompts["question_id"])[0],
         norms=fitted["norms"].diagonal().mean(-1).numpy(),
         variants=[one.name for one in steering.variants(fitted)],
         layers=fitted["layers"].tolist(),
