@@ -96,7 +96,7 @@ class Scoring:
             change = resampling.error_difference(new, old)
             found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
             found[f"{metric}_p"] = change.p
-            found[f"{metric}_relative_change"] = found[f"{metric}_change"] / old.estimate
+            found[f"{metric}_relative_change"] = relative_change(old.estimate, new.estimate)
         means = [self.means(*pair) for pair in pairs]
         for metric in means[0]:
             old, new = (side[metric] for side in means)
@@ -111,6 +111,11 @@ class Scoring:
             found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
         )
         return found
+
+
+def relative_change(old: float, new: float) -> float:
+    """Change of an error over what it was; finite, if large, where it was 0."""
+    return (new - old) / max(old, 1e-9)
 
 
 def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:

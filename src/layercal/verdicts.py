@@ -10,6 +10,7 @@ import pandas as pd
 from layercal import baselines, dimensions, resampling
 from layercal.directions import FROM
 from layercal.evaluation import Sweep, cross_select
+from layercal.scoring import relative_change
 from layercal.steering import FROZEN, READ_LAYER
 
 # a layer that is chosen with the scale, on the same questions
@@ -75,6 +76,14 @@ def summarise(
         row["outcome"] = _outcome(row, above_chance)
         row["verdict"] = _verdict(row)
     return rows
+
+
+def above_chance(sweep: Sweep) -> bool:
+    """Whether the interval of the unsteered final accuracy lies above guessing."""
+    logits = sweep.unsteered(sweep.modes[-1], len(sweep.layers) - 1)
+    correct = sweep.read(logits)[1].astype(float)
+    low, _ = resampling.interval(correct.mean(), sweep.resampled_mean(correct))
+    return bool(low > np.mean(1 / np.isfinite(logits).sum(-1)))
 
 
 def _adjust(rows: list[dict], change: str) -> None:
@@ -176,7 +185,7 @@ def _random_change(sweep: Sweep, mode: str, name: str, places: list[int]) -> flo
     """Relative ECE change of one random direction under the same selection rule."""
     logits = _settings(sweep, mode, name, places)
     after = _scored(sweep, logits, _choose(sweep, logits, places))
-    return sweep.ece(after) / sweep.ece(sweep.unsteered(mode, places[0])) - 1
+    return relative_change(sweep.ece(sweep.unsteered(mode, places[0])), sweep.ece(after))
 
 
 def _change_between(sweep: Sweep, name: str, before: np.ndarray, after: np.ndarray) -> dict:

@@ -166,3 +166,12 @@ def test_rotations_of_a_question_are_right_together_in_the_null_floor():
             assert found["n"] == (200 if known else 800)
             beyond[known] += found["ece_before"] > found["ece_null_high"]
     assert beyond[True] <= 8 and beyond[False] >= 15
+
+
+def test_no_error_before_is_no_error_of_the_code():
+    """Every answer right with confidence 1, as a large model may have it in a small group."""
+    scored = scoring.Scoring(answer=np.zeros(30, int), cluster=np.arange(30), draws=100)
+    sure = np.tile([200.0, 0, 0, 0], (30, 1))
+    found = scored.changes(sure, sure)
+    assert found["ece_before"] == found["ece_relative_change"] == 0
+    assert 0 < scored.changes(sure, sure / 100)["ece_relative_change"] < np.inf

@@ -86,6 +86,20 @@ def test_claims(rng):
     assert verdicts.claims(no_phase, rows, DIMENSIONS)[0]["outcome"] == "refuted"
 
 
+def test_each_part_of_the_questions_has_its_own_chance(rng):
+    """A language in which the model guesses, beside one that it knows."""
+    made = sweep(rng, HELPS)
+    guessed = np.arange(600) < 200
+    made.answer[guessed] = rng.integers(0, 4, 200)
+    assert verdicts.above_chance(made)
+    assert verdicts.above_chance(made.take(~guessed))
+    assert not verdicts.above_chance(made.take(guessed))
+    for logits in made.logits.values():  # of two options half are right by chance
+        logits[..., 2:] = -np.inf
+    made.answer = rng.integers(0, 2, 600)
+    assert not verdicts.above_chance(made)
+
+
 def row(layer, outcome, p, change, **further):
     """A verdict whose further changes are all undecided unless told."""
     tested = {

@@ -118,7 +118,7 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         for name, fit in directions.estimators(args.estimators, args.ranks).items()
     }
     fits["middle-mean"] = directions.middle_mean, split, fold
-    counts = prompts["category"].value_counts()
+    counts = prompts.drop_duplicates("question_id")["category"].value_counts()
     for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
         inside = (prompts["category"] == category).to_numpy()
         name = f"update-mean{FROM}category:{category}"
