@@ -49,7 +49,12 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
     """One row an entropy neuron, one for all, one a random set; with the norm live and frozen."""
     chosen = nullspace.entropy_neurons(table, args.neurons)
     drawn = np.random.default_rng(args.seed)
-    controls = [drawn.choice(len(table), len(chosen), replace=False) for _ in range(args.random)]
+    groups = {f"neuron {one}": [one] for one in chosen}
+    groups[f"all {len(chosen)} entropy neurons"] = chosen
+    for one in range(args.random):
+        groups[f"random set {one:02d}"] = drawn.choice(
+            len(table), len(chosen), replace=False
+        ).tolist()
     means, option_ids = active.mean(0), torch.tensor(max(prompts["option_ids"], key=len))
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     lacking = torch.arange(len(option_ids)) >= n_options[:, None]
@@ -58,13 +63,10 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
         logits = model.option_logits(changed, option_ids, frozen_at).cpu()
         return logits.masked_fill(lacking, -torch.inf).numpy()
 
-    alone = nullspace.without_neurons(neurons, final, active, means, chosen)
-    sets = [
-        nullspace.without_neurons(neurons, final, active, means, some.tolist())[-1]
-        for some in controls
-    ]
-    names = [*(f"neuron {one}" for one in chosen), f"all {len(chosen)} entropy neurons"]
-    names += [f"random set {one:02d}" for one in range(len(sets))]
+    without: dict[str, dict] = {"live": {}, "frozen": {}}
+    changed = nullspace.without_neurons(neurons, final, active, means, groups.values())
+    for name, one in zip(groups, changed, strict=True):
+        without["live"][name], without["frozen"][name] = read(one), read(one, final)
     scored = scoring.Scoring(
         answer=prompts["answer"].to_numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
@@ -74,15 +76,10 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
         seed=args.seed,
     )
     rows = []
-    for norm, frozen_at in (("live", None), ("frozen", final)):
-        without = {
-            name: read(changed, frozen_at)
-            for name, changed in zip(names, [*alone, *sets], strict=True)
-        }
-        found = scoring.ablations(scored, read(final), without)
-        rows += [{**row, "norm": norm} for row in found]
+    for norm, readings in without.items():
+        rows += [{**row, "norm": norm} for row in scoring.ablations(scored, read(final), readings)]
     described = table.set_index("neuron").loc[chosen].add_prefix("neuron_")
-    described.index = names[: len(chosen)]
+    described.index = list(groups)[: len(chosen)]
     return pd.DataFrame(rows).merge(described, "left", left_on="without", right_index=True)
 
 
