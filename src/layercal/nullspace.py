@@ -417,8 +417,13 @@ def entropy_neurons(table: pd.DataFrame, count: int, norm_quantile: float = 0.75
     norm_quantile : float
         0 to 1.
     """
-    high = table[table["norm"] >= table["norm"].quantile(norm_quantile)]
+    high = high_norm(table, norm_quantile)
     return high.sort_values("cosine_variance", kind="stable")["neuron"].head(count).tolist()
+
+
+def high_norm(table: pd.DataFrame, norm_quantile: float = 0.75) -> pd.DataFrame:
+    """Neurons whose norm is at least the block's ``norm_quantile``, of :func:`describe`'s table."""
+    return table[table["norm"] >= table["norm"].quantile(norm_quantile)]
 
 
 @torch.inference_mode()
@@ -446,7 +451,7 @@ def without_neurons(
     Yields
     ------
     Tensor, shape (n, d)
-        float32; one a group, made when it is asked for: those of a large set would not fit together.
+        float32; one a group, made when asked for: those of a large set would not fit together.
     """
     device = found.weight.device
     residual, active = residual.to(device).float(), active.to(device).float()

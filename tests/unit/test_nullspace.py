@@ -302,6 +302,8 @@ def test_entropy_neurons_are_of_high_norm_and_then_of_low_variance():
     assert nullspace.entropy_neurons(table, 2, norm_quantile=0.5) == [3, 7]
     assert nullspace.entropy_neurons(table, 9, norm_quantile=0.5) == [3, 7, 5, 1]
     assert nullspace.entropy_neurons(table, 9) == [3, 1]
+    # controls are drawn from the same ones
+    assert nullspace.high_norm(table)["neuron"].tolist() == [1, 3]
 
 
 def plant(causal, neuron, length):

@@ -17,7 +17,7 @@ def main() -> None:
     made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
     made.add_argument("--rules", nargs="+", required=True, help="k=<int> or energy=<share>")
     made.add_argument("--neurons", type=int, default=10, help="entropy neurons to ablate")
-    made.add_argument("--random", type=int, default=20, help="control sets of as many neurons")
+    made.add_argument("--random", type=int, default=20, help="control sets as large")
     made.add_argument("--n-bins", type=int, default=10)
     made.add_argument("--draws", type=int, default=1000)
     made.add_argument("--seed", type=int, default=0)
@@ -49,12 +49,11 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
     """One row an entropy neuron, one for all, one a random set; with the norm live and frozen."""
     chosen = nullspace.entropy_neurons(table, args.neurons)
     drawn = np.random.default_rng(args.seed)
+    long = nullspace.high_norm(table)["neuron"].to_numpy()
     groups = {f"neuron {one}": [one] for one in chosen}
     groups[f"all {len(chosen)} entropy neurons"] = chosen
     for one in range(args.random):
-        groups[f"random set {one:02d}"] = drawn.choice(
-            len(table), len(chosen), replace=False
-        ).tolist()
+        groups[f"random set {one:02d}"] = drawn.choice(long, len(chosen), replace=False).tolist()
     means, option_ids = active.mean(0), torch.tensor(max(prompts["option_ids"], key=len))
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     lacking = torch.arange(len(option_ids)) >= n_options[:, None]
