@@ -345,7 +345,7 @@ def _phase_claim(phase: dict, above_chance: bool) -> dict:
     elif phase["exists"]:
         outcome = "confirmed"
     else:
-        outcome = "refuted" if phase["peak_layer"] == phase["final_layer"] else "undecided"
+        outcome = "refuted" if phase["rises"] else "undecided"
     return {
         "claim": "a confidence correction phase exists",
         "outcome": outcome,

@@ -13,6 +13,7 @@ PHASE = {
     "accuracy_final_low": 0.4,
     "chance": 0.25,
     "exists": True,
+    "rises": False,
     "peak_layer": 1,
     "final_layer": 2,
     "reason": "as planted",
@@ -83,7 +84,9 @@ def test_claims(rng):
     found = {claim["claim"]: claim["outcome"] for claim in verdicts.claims(PHASE, rows, DIMENSIONS)}
     assert found[start + "it lowers ECE, more than random directions do"] == "nothing to gain"
     no_phase = {**PHASE, "exists": False, "peak_layer": 2}
-    assert verdicts.claims(no_phase, rows, DIMENSIONS)[0]["outcome"] == "refuted"
+    assert verdicts.claims(no_phase, rows, DIMENSIONS)[0]["outcome"] == "undecided"
+    rises = {**no_phase, "rises": True}
+    assert verdicts.claims(rises, rows, DIMENSIONS)[0]["outcome"] == "refuted"
 
 
 def test_each_part_of_the_questions_has_its_own_chance(rng):
