@@ -43,6 +43,8 @@ class Split:
         Block updates, counted from the last, that ``update-mean`` takes; the paper's k is 3.
     tolerance : float
         Of the decision layer.
+    n_bins : int
+        Of the ECE whose peak is sought.
     """
 
     residuals: Tensor
@@ -52,6 +54,7 @@ class Split:
     model: LensModel
     blocks: int = 3
     tolerance: float = 0.02
+    n_bins: int = 10
 
     def take(self, rows: np.ndarray) -> Split:
         """Keep only some of the questions."""
@@ -68,7 +71,7 @@ class Split:
         """Layer of the largest ECE from the decision layer on, below L, in this split alone."""
         confidence = softmax(self.logits.astype(float), -1).max(-1).T
         correct = self.correct.T
-        errors = calibration.ece(confidence, correct)
+        errors = calibration.ece(confidence, correct, self.n_bins)
         last = len(errors) - 1
         first = min(decision_layer(correct.mean(-1), self.tolerance), last - 1)
         return first + int(np.argmax(errors[first:last]))

@@ -108,6 +108,7 @@ def _split(args, prompts: pd.DataFrame) -> directions.Split:
         model=stages.load_model(args),
         blocks=args.blocks,
         tolerance=args.tolerance,
+        n_bins=args.n_bins,
     )
 
 
