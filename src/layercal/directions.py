@@ -43,6 +43,8 @@ class Split:
         Block updates, counted from the last, that ``update-mean`` takes; the paper's k is 3.
     tolerance : float
         Of the decision layer.
+    n_bins : int
+        Of the ECE whose peak is sought.
     """
 
     residuals: Tensor
@@ -52,6 +54,7 @@ class Split:
     model: LensModel
     blocks: int = 3
     tolerance: float = 0.02
+    n_bins: int = 10
 
     def take(self, rows: np.ndarray) -> Split:
         """Keep only some of the questions."""
@@ -68,7 +71,7 @@ class Split:
         """Layer of the largest ECE from the decision layer on, below L, in this split alone."""
         confidence = softmax(self.logits.astype(float), -1).max(-1).T
         correct = self.correct.T
-        errors = calibration.ece(confidence, correct)
+        errors = calibration.ece(confidence, correct, self.n_bins)
         last = len(errors) - 1
         first = min(decision_layer(correct.mean(-1), self.tolerance), last - 1)
         return first + int(np.argmax(errors[first:last]))
@@ -253,7 +256,8 @@ def cross_fit(
 
 def mean_norms(split: Split) -> Tensor:
     """Mean norm of the residual stream at every layer, the unit of the scale alpha; (L + 1,)."""
-    return split.residuals.float().norm(dim=-1).mean(0)
+    by_layer = [h.float().norm(dim=-1) for h in split.residuals.unbind(1)]
+    return torch.stack(by_layer, 1).mean(0)
 
 
 def patched(split: Split, basis: Tensor, layer: int, ranks: Sequence[int]) -> Tensor:
@@ -298,18 +302,20 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
     Returns
     -------
     list of dict
-        One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction depends
-        on it: ``cosine``, the mean cosine of the direction with the block update into that layer;
-        ``explained_variance``, the mean squared cosine; ``cosine_primary`` with the first
-        estimator's; ``agreement``, the lowest cosine of this fold's direction with another fold's.
+        One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction or the
+        first estimator's depends on it: ``cosine``, the mean cosine of the direction with the block
+        update into that layer; ``explained_variance``, the mean squared cosine; ``cosine_primary``
+        with the first estimator's; ``agreement``, the lowest cosine of this fold's direction with
+        another fold's.
     """
     n_layers = split.residuals.shape[1] - 1
-    updates = unit_updates(split.residuals, n_layers)
-    at = layers if fitted.shape[2] > 1 else range(1, n_layers + 1)
+    by_layer = max(fitted.shape[2], primary.shape[2]) > 1
     rows = []
-    for place, layer in enumerate(at):
+    for place, layer in enumerate(layers if by_layer else range(1, n_layers + 1)):
         own = _scored(fitted, place)
-        cosines = updates[:, layer - 1] @ own.T
+        # one layer at a time: all updates of a large set would take several times its residuals
+        update = unit_updates(split.residuals[:, : layer + 1], 1)[:, 0]
+        cosines = update @ own.T
         with_primary = (own * _scored(primary, place)).sum(-1)
         agreement = (own @ own.T).amin(-1)
         rows += [

@@ -142,6 +142,7 @@ class Sweep(Scoring):
             answer=self.answer[rows],
             fold=self.fold[rows],
             cluster=self.cluster[rows],
+            question=None if self.question is None else self.question[rows],
         )
 
     def steered(self, mode: str, name: str) -> np.ndarray:
@@ -200,7 +201,7 @@ def dose_response(sweep: Sweep) -> pd.DataFrame:
                     pair = confidence[place, index], correct[place, index]
                     measured = _measure(sweep, *pair, with_interval=not name.startswith(RANDOM))
                     rows += [{**setting, **one} for one in measured]
-    return pd.DataFrame(rows).assign(n=len(sweep.answer))
+    return pd.DataFrame(rows).assign(n=sweep.n_questions)
 
 
 def _measure(sweep: Sweep, confidence, correct, with_interval: bool) -> list[dict]:

@@ -79,7 +79,7 @@ def translate(residuals: Tensor, fold: Tensor, penalties: Tensor = PENALTIES) ->
     Tensor, shape (n, L + 1, d)
         float32; the last layer is left as it is.
     """
-    translated = residuals.float().clone()
+    translated = residuals.to(torch.float32, copy=True)
     final = translated[:, -1]
     for layer in range(residuals.shape[1] - 1):
         h = residuals[:, layer].float()

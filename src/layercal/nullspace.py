@@ -11,7 +11,7 @@ squared singular values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -417,15 +417,20 @@ def entropy_neurons(table: pd.DataFrame, count: int, norm_quantile: float = 0.75
     norm_quantile : float
         0 to 1.
     """
-    high = table[table["norm"] >= table["norm"].quantile(norm_quantile)]
+    high = high_norm(table, norm_quantile)
     return high.sort_values("cosine_variance", kind="stable")["neuron"].head(count).tolist()
+
+
+def high_norm(table: pd.DataFrame, norm_quantile: float = 0.75) -> pd.DataFrame:
+    """Neurons whose norm is at least the block's ``norm_quantile``, of :func:`describe`'s table."""
+    return table[table["norm"] >= table["norm"].quantile(norm_quantile)]
 
 
 @torch.inference_mode()
 def without_neurons(
-    found: Neurons, residual: Tensor, active: Tensor, means: Tensor, chosen: Sequence[int]
-) -> Tensor:
-    """Final residuals had neurons been at their mean: each alone, then all of them together.
+    found: Neurons, residual: Tensor, active: Tensor, means: Tensor, groups: Iterable[Sequence[int]]
+) -> Iterator[Tensor]:
+    """Final residuals had each group of neurons in turn been at its mean.
 
     Exact, since nothing but the final norm follows the last block's MLP. Read with a live norm by
     ``model.option_logits(changed, option_ids)``, with a frozen one by
@@ -441,20 +446,17 @@ def without_neurons(
     means : Tensor, shape (m,) or (n, m)
         Mean activations over a set of questions; one row a question where each question is
         ablated to the mean of other folds.
-    chosen : sequence of int
+    groups : iterable of sequences of int
 
-    Returns
-    -------
-    Tensor, shape (chosen + 1, n, d)
-        float32.
+    Yields
+    ------
+    Tensor, shape (n, d)
+        float32; one a group, made when asked for: those of a large set would not fit together.
     """
     device = found.weight.device
     residual, active = residual.to(device).float(), active.to(device).float()
     moved = means.to(active) - active
     output = found.output(active)
     rest = residual - found.added(output)
-    changed = [
-        rest + found.added(output + moved[:, group] @ found.weight[group])
-        for group in [*([neuron] for neuron in chosen), list(chosen)]
-    ]
-    return torch.stack(changed)
+    for group in groups:
+        yield rest + found.added(output + moved[:, group] @ found.weight[group])

@@ -63,8 +63,10 @@ def detect(
     dict
         ``decision_layer``, ``peak_layer`` (largest ECE from the decision layer on),
         ``final_layer``, ``accuracy_final`` with its interval, ``ece_peak``, ``ece_final``,
-        ``correction`` (their difference) with ``ci_low``, ``ci_high`` and ``p``, ``exists``, and
-        ``reason`` in words. Lower bound and p-value allow for the peak having been picked.
+        ``correction`` (their difference) with ``ci_low``, ``ci_high`` and ``p``, ``exists``,
+        ``rises`` (whether the last layer's ECE lies, beyond its interval, above that of every layer
+        from the decision layer on), and ``reason`` in words. Lower bound and p-value allow for the
+        peak having been picked.
     """
     final, n = len(confidence) - 1, confidence.shape[-1]
     accuracy = correct.mean(-1)
@@ -75,8 +77,12 @@ def detect(
     ]
     largest = int(np.argmax([sample.estimate for sample in samples]))
     *before, last = samples
+    rises = False
     if decision + largest == final:
         found = resampling.Difference(0.0, 0.0, 0.0, 1.0)
+        if before:
+            highest = max(before, key=lambda sample: sample.estimate)
+            rises = resampling.error_difference(highest, last).high < 0
     else:
         rivals = before[:largest] + before[largest + 1 :]
         found = resampling.error_difference(samples[largest], last, rivals)
@@ -97,6 +103,7 @@ def detect(
         "ci_high": found.high,
         "p": found.p,
         "exists": bool(low > chance and found.low > 0),
+        "rises": bool(rises),
     }
     return {**phase, "reason": _reason(phase, chance)}
 
@@ -115,6 +122,11 @@ def _reason(found: dict, chance: float) -> str:
         return (
             f"No phase is claimed: {accuracy} is not above chance ({chance:.2f}), and a model that "
             "does not know the answers has no correction to show, whatever its ECE does."
+        )
+    if found["decision_layer"] == found["final_layer"]:
+        return (
+            f"No phase is claimed: {accuracy} lies above chance, but it settles at the final layer "
+            "only, with no layer before it in which ECE could be seen to fall."
         )
     if found["peak_layer"] == found["final_layer"]:
         return (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from scipy.special import softmax
 
 from layercal import calibration, resampling
@@ -20,12 +21,16 @@ class Scoring:
     answer, cluster : array of int, shape (n,)
         Of each row. The rotations and translations of a question share a cluster; they are
         resampled together.
+    question : array of int, shape (n,), optional
+        Equal for the rotations of one question, which the null floor lets be right together; each
+        row is a question of its own if left out.
     accuracy_margin : float
     n_bins, draws, seed : int
     """
 
     answer: np.ndarray
     cluster: np.ndarray
+    question: np.ndarray | None = None
     accuracy_margin: float = 0.02
     n_bins: int = 10
     draws: int = 1000
@@ -39,7 +44,13 @@ class Scoring:
     @cached_property
     def uniform(self) -> np.ndarray:
         """Draws that outcomes of the null floor are made from; (draws, n)."""
-        return np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
+        drawn = np.random.default_rng(self.seed).random((self.draws, self.n_questions), np.float32)
+        return drawn if self.question is None else drawn[:, pd.factorize(self.question)[0]]
+
+    @property
+    def n_questions(self) -> int:
+        """Number of questions, however many rotations of each there are."""
+        return len(self.answer if self.question is None else np.unique(self.question))
 
     def read(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Confidence and correctness of logits (..., n, n_options); each (..., n)."""
@@ -77,7 +88,7 @@ class Scoring:
             intervals, relative ones of ECE and MCE, p-values of no change; whether accuracy is kept
             within the margin; the null floor before.
         """
-        found = {"n": len(self.answer)}
+        found = {"n": self.n_questions}
         pairs = self.read(before), self.read(after)
         errors = [self.errors(*pair) for pair in pairs]
         for metric in errors[0]:
@@ -85,7 +96,7 @@ class Scoring:
             change = resampling.error_difference(new, old)
             found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
             found[f"{metric}_p"] = change.p
-            found[f"{metric}_relative_change"] = found[f"{metric}_change"] / old.estimate
+            found[f"{metric}_relative_change"] = relative_change(old.estimate, new.estimate)
         means = [self.means(*pair) for pair in pairs]
         for metric in means[0]:
             old, new = (side[metric] for side in means)
@@ -100,6 +111,11 @@ class Scoring:
             found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
         )
         return found
+
+
+def relative_change(old: float, new: float) -> float:
+    """Change of an error over what it was; finite, if large, where it was 0."""
+    return (new - old) / max(old, 1e-9)
 
 
 def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:

@@ -51,6 +51,10 @@ def test_peak_is_that_of_the_split_alone(split):
     errors = [calibration.ece(confidence[:, layer], split.correct[:, layer]) for layer in range(6)]
     first = min(decision_layer(split.correct.mean(0), 0.02), 4)
     assert split.peak == max(range(first, 5), key=lambda layer: errors[layer])
+    for n_bins in (2, 40):
+        errors = calibration.ece(confidence.T, split.correct.T, n_bins)
+        made = directions.replace(split, n_bins=n_bins, tolerance=1.0)
+        assert made.peak == errors[:5].argmax()
 
 
 def test_phase_directions(split):
@@ -187,6 +191,10 @@ def test_description(split):
     fitted, primary, rows = table(directions.probe)
     assert [row["layer"] for row in rows] == [3, 3, 3, 4, 4, 4]
     expected = fitted[1, 1, 1] @ primary[1, 1, 0]
+    assert rows[4]["cosine_primary"] == pytest.approx(expected.item(), abs=1e-5)
+    # the first estimator may be the one that depends on the layer
+    rows = directions.describe("x", primary, fitted, split, [3, 4])
+    assert [row["layer"] for row in rows] == [3, 3, 3, 4, 4, 4]
     assert rows[4]["cosine_primary"] == pytest.approx(expected.item(), abs=1e-5)
 
 

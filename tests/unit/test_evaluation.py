@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from layercal import calibration, evaluation, verdicts
+from layercal import calibration, evaluation, scoring, verdicts
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
 
@@ -144,3 +144,34 @@ def test_accuracy_is_guarded(rng):
     """Scale 1 turns every answer round: calibrated or not, it must not be chosen."""
     (found,) = steered(sweep(rng, [1.5, 1, 0.7, -1 / 3]))
     assert 1.0 not in found["alphas"]
+
+
+def test_rotations_of_a_question_are_right_together_in_the_null_floor():
+    """Four rotations of each of a calibrated model's questions are no four times the questions."""
+    beyond = {True: 0, False: 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        logits, answer = 1.2 * rng.normal(size=(200, 4)), np.empty(200, int)
+        for row, p in enumerate(softmax(logits, -1)):
+            answer[row] = rng.choice(4, p=p)
+        rotated = np.concatenate([np.roll(logits, -r, -1) for r in range(4)])
+        rotated += 0.2 * rng.normal(size=rotated.shape)
+        answers = np.concatenate([(answer - r) % 4 for r in range(4)])
+        cluster = np.tile(np.arange(200), 4)
+        for known in beyond:
+            scored = scoring.Scoring(
+                answer=answers, cluster=cluster, question=cluster if known else None, draws=100
+            )
+            found = scored.changes(rotated, rotated)
+            assert found["n"] == (200 if known else 800)
+            beyond[known] += found["ece_before"] > found["ece_null_high"]
+    assert beyond[True] <= 8 and beyond[False] >= 15
+
+
+def test_no_error_before_is_no_error_of_the_code():
+    """Every answer right with confidence 1, as a large model may have it in a small group."""
+    scored = scoring.Scoring(answer=np.zeros(30, int), cluster=np.arange(30), draws=100)
+    sure = np.tile([200.0, 0, 0, 0], (30, 1))
+    found = scored.changes(sure, sure)
+    assert found["ece_before"] == found["ece_relative_change"] == 0
+    assert 0 < scored.changes(sure, sure / 100)["ece_relative_change"] < np.inf

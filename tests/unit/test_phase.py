@@ -70,6 +70,21 @@ def test_no_phase_when_the_last_layer_is_worst(rng):
     assert not found["exists"]
     assert found["correction"] == found["ci_low"] == found["ci_high"] == 0
     assert "largest at the final layer" in found["reason"]
+    assert found["rises"]
+
+
+def test_a_last_layer_that_is_worst_by_chance_does_not_rise(rng):
+    found = detect(simulate(rng, [0.25, 0.6, 0.6, 0.59], [0.3, 0.8, 0.8, 0.8], 200), 0.1)
+    assert found["peak_layer"] == found["final_layer"] == 3
+    assert not found["exists"] and not found["rises"]
+
+
+def test_accuracy_that_settles_at_the_last_layer_decides_nothing(rng):
+    """There is no layer whose ECE the last one's could be compared with."""
+    found = detect(simulate(rng, [0.25, 0.4, 0.6], [0.3, 0.9, 0.6]))
+    assert found["decision_layer"] == found["final_layer"] == 2
+    assert not found["exists"] and not found["rises"]
+    assert "settles at the final layer only" in found["reason"]
 
 
 def test_sweep_layers_keep_both_ends():

@@ -217,6 +217,9 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     named = [row["without"] for row in summary["attribution"]]
     blocks = range(min(reached + 1, layers), layers + 1)
     assert named == [f"{part} {block}" for block in blocks for part in ("attention", "mlp")]
+    ranks = pd.read_parquet(out / "dimensions.parquet")["rank"].unique()
+    # 32 rows, copies of 16 clusters: a fit without the largest of 3 folds has 20 of them
+    assert ranks.tolist() == [0, 1, 2, 4, 8, 16, 20]
     shares = pd.read_parquet(out / "nullspace.parquet")
     assert shares["share"].between(0, 1).all() and set(shares["rule"]) == {"energy=0.9", "k=3"}
     neurons = pd.read_parquet(out / "neurons.parquet")

@@ -13,6 +13,7 @@ PHASE = {
     "accuracy_final_low": 0.4,
     "chance": 0.25,
     "exists": True,
+    "rises": False,
     "peak_layer": 1,
     "final_layer": 2,
     "reason": "as planted",
@@ -73,7 +74,7 @@ def test_claims(rng):
         start + "it lowers MCE too": "confirmed",
         start + "it leaves accuracy within the margin": "confirmed",
         start + "its gain is there with the norm's scale frozen": "undecided",
-        start + "it gains more than temperature scaling does": "undecided",
+        start + "it adds to what temperature scaling gains": "undecided",
         "the correction is low-dimensional": "see the number",
     }
     rows = verdicts.summarise(sweep(rng, HELPS, random_factors=HELPS), ["update-mean"], True)
@@ -83,7 +84,80 @@ def test_claims(rng):
     found = {claim["claim"]: claim["outcome"] for claim in verdicts.claims(PHASE, rows, DIMENSIONS)}
     assert found[start + "it lowers ECE, more than random directions do"] == "nothing to gain"
     no_phase = {**PHASE, "exists": False, "peak_layer": 2}
-    assert verdicts.claims(no_phase, rows, DIMENSIONS)[0]["outcome"] == "refuted"
+    assert verdicts.claims(no_phase, rows, DIMENSIONS)[0]["outcome"] == "undecided"
+    rises = {**no_phase, "rises": True}
+    assert verdicts.claims(rises, rows, DIMENSIONS)[0]["outcome"] == "refuted"
+
+
+def test_each_part_of_the_questions_has_its_own_chance(rng):
+    """A language in which the model guesses, beside one that it knows."""
+    made = sweep(rng, HELPS)
+    guessed = np.arange(600) < 200
+    made.answer[guessed] = rng.integers(0, 4, 200)
+    assert verdicts.above_chance(made)
+    assert verdicts.above_chance(made.take(~guessed))
+    assert not verdicts.above_chance(made.take(guessed))
+    for logits in made.logits.values():  # of two options half are right by chance
+        logits[..., 2:] = -np.inf
+    made.answer = rng.integers(0, 2, 600)
+    assert not verdicts.above_chance(made)
+
+
+def row(layer, outcome, p, change, **further):
+    """A verdict whose further changes are all undecided unless told."""
+    tested = {
+        f"{name}_{key}": value
+        for name in ("mce", "frozen", "beyond_temperature")
+        for key, value in (("change", -0.01), ("change_low", -0.03), ("change_high", 0.01))
+    }
+    tested |= dict.fromkeys(("mce_p_holm", "frozen_p_holm", "beyond_temperature_p_holm"), 0.3)
+    return {
+        "direction": "update-mean",
+        "mode": "lens",
+        "layer": layer,
+        "outcome": outcome,
+        "ece_p_holm": p,
+        "ece_change": change,
+        "accuracy_kept": False,
+        "accuracy_change_high": 0.01,
+        "accuracy_margin": 0.02,
+        "verdict": f"layer {layer}: {outcome}",
+        **tested,
+        **further,
+    }
+
+
+def test_all_claims_rest_on_one_setting_at_which_ece_is_lowered():
+    """Not each on the one that suits it, with the words of yet another."""
+    rows = [
+        row(1, "raised", 1e-9, 0.2),
+        row(2, "lowered", 0.01, -0.05),
+        row(3, "lowered", 0.02, -0.04, accuracy_kept=True, mce_p_holm=0.01),
+        row(4, "lowered", 0.03, -0.04, frozen_p_holm=0.01, beyond_temperature_p_holm=0.01),
+    ]
+    lowers, *further = verdicts.claims(PHASE, rows, DIMENSIONS)[1:-1]
+    assert lowers["outcome"] == "confirmed" and lowers["evidence"] == "layer 2: lowered"
+    assert {claim["outcome"] for claim in further} == {"undecided"}
+    assert all(claim["evidence"].endswith("layer 2: lowered") for claim in further)
+    rows[1] |= {"mce_p_holm": 0.04, "accuracy_kept": True}
+    mce, accuracy, *_ = verdicts.claims(PHASE, rows, DIMENSIONS)[2:-1]
+    assert mce["outcome"] == accuracy["outcome"] == "confirmed"
+    assert (
+        "MCE changes by -0.010 (95 % CI -0.030 to +0.010, p = 0.04 after Holm)" in mce["evidence"]
+    )
+    rows[1] |= {"mce_change": 0.02, "accuracy_kept": False, "accuracy_change_high": -0.03}
+    mce, accuracy, *_ = verdicts.claims(PHASE, rows, DIMENSIONS)[2:-1]
+    assert mce["outcome"] == accuracy["outcome"] == "refuted"
+
+
+def test_what_claims_rest_on_is_adjusted_for_all_rows(rng):
+    """Each p-value in its own family of equal kind, baselines apart."""
+    rows = verdicts.summarise(two_layers(rng, HELPS), ["update-mean"], True)
+    for name in ("ece", "mce", "frozen", "beyond_temperature"):
+        steered_rows = [one for one in rows if one["kind"] != "baseline"]
+        expected = resampling.holm([one[f"{name}_p"] for one in steered_rows])
+        np.testing.assert_allclose([one[f"{name}_p_holm"] for one in steered_rows], expected)
+    assert not any("frozen_p_holm" in one for one in rows if one["kind"] == "baseline")
 
 
 def test_directions_that_do_nothing_in_particular_are_not_credited():

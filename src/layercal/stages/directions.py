@@ -108,6 +108,7 @@ def _split(args, prompts: pd.DataFrame) -> directions.Split:
         model=stages.load_model(args),
         blocks=args.blocks,
         tolerance=args.tolerance,
+        n_bins=args.n_bins,
     )
 
 
@@ -118,7 +119,7 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         for name, fit in directions.estimators(args.estimators, args.ranks).items()
     }
     fits["middle-mean"] = directions.middle_mean, split, fold
-    counts = prompts["category"].value_counts()
+    counts = prompts.drop_duplicates("question_id")["category"].value_counts()
     for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
         inside = (prompts["category"] == category).to_numpy()
         name = f"update-mean{FROM}category:{category}"
@@ -155,14 +156,15 @@ def _parts(args, model, name: str, primary: torch.Tensor) -> dict[str, torch.Ten
 
 def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
     """Held-out readings of patched residuals by rank, and what they amount to."""
-    n = len(fold)
-    ranks = [0, *(2**power for power in range(split.residuals.shape[-1].bit_length()))]
-    ranks = [rank for rank in ranks if rank <= min(n, split.residuals.shape[-1])]
+    n, width = len(fold), split.residuals.shape[-1]
+    # no more directions than the smallest fit has questions
+    most = min(width, n - int(np.bincount(fold).max()))
+    ranks = sorted({0, *(min(2**power, most) for power in range(width.bit_length()))})
     lacking = np.isneginf(split.logits[:, 0])[:, None]
     final = split.logits[:, -1:]
     by_layer = []
     for layer in layers:
-        patched = torch.empty(n, len(ranks), split.residuals.shape[-1])
+        patched = torch.empty(n, len(ranks), width)
         for f in range(args.folds):
             basis = directions.principal(split.take(fold != f), layer, ranks[-1])
             inside = fold == f

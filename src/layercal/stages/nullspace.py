@@ -17,7 +17,7 @@ def main() -> None:
     made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
     made.add_argument("--rules", nargs="+", required=True, help="k=<int> or energy=<share>")
     made.add_argument("--neurons", type=int, default=10, help="entropy neurons to ablate")
-    made.add_argument("--random", type=int, default=20, help="control sets of as many neurons")
+    made.add_argument("--random", type=int, default=20, help="control sets as large")
     made.add_argument("--n-bins", type=int, default=10)
     made.add_argument("--draws", type=int, default=1000)
     made.add_argument("--seed", type=int, default=0)
@@ -49,7 +49,11 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
     """One row an entropy neuron, one for all, one a random set; with the norm live and frozen."""
     chosen = nullspace.entropy_neurons(table, args.neurons)
     drawn = np.random.default_rng(args.seed)
-    controls = [drawn.choice(len(table), len(chosen), replace=False) for _ in range(args.random)]
+    long = nullspace.high_norm(table)["neuron"].to_numpy()
+    groups = {f"neuron {one}": [one] for one in chosen}
+    groups[f"all {len(chosen)} entropy neurons"] = chosen
+    for one in range(args.random):
+        groups[f"random set {one:02d}"] = drawn.choice(long, len(chosen), replace=False).tolist()
     means, option_ids = active.mean(0), torch.tensor(max(prompts["option_ids"], key=len))
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     lacking = torch.arange(len(option_ids)) >= n_options[:, None]
@@ -58,30 +62,23 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
         logits = model.option_logits(changed, option_ids, frozen_at).cpu()
         return logits.masked_fill(lacking, -torch.inf).numpy()
 
-    alone = nullspace.without_neurons(neurons, final, active, means, chosen)
-    sets = [
-        nullspace.without_neurons(neurons, final, active, means, some.tolist())[-1]
-        for some in controls
-    ]
-    names = [*(f"neuron {one}" for one in chosen), f"all {len(chosen)} entropy neurons"]
-    names += [f"random set {one:02d}" for one in range(len(sets))]
+    without: dict[str, dict] = {"live": {}, "frozen": {}}
+    changed = nullspace.without_neurons(neurons, final, active, means, groups.values())
+    for name, one in zip(groups, changed, strict=True):
+        without["live"][name], without["frozen"][name] = read(one), read(one, final)
     scored = scoring.Scoring(
         answer=prompts["answer"].to_numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
+        question=pd.factorize(prompts["question_id"])[0],
         n_bins=args.n_bins,
         draws=args.draws,
         seed=args.seed,
     )
     rows = []
-    for norm, frozen_at in (("live", None), ("frozen", final)):
-        without = {
-            name: read(changed, frozen_at)
-            for name, changed in zip(names, [*alone, *sets], strict=True)
-        }
-        found = scoring.ablations(scored, read(final), without)
-        rows += [{**row, "norm": norm} for row in found]
+    for norm, readings in without.items():
+        rows += [{**row, "norm": norm} for row in scoring.ablations(scored, read(final), readings)]
     described = table.set_index("neuron").loc[chosen].add_prefix("neuron_")
-    described.index = names[: len(chosen)]
+    described.index = list(groups)[: len(chosen)]
     return pd.DataFrame(rows).merge(described, "left", left_on="without", right_index=True)
 
 

@@ -41,10 +41,13 @@ def stage(args) -> None:
     groups = {
         name: inside
         for name, inside in readings.groups(prompts).items()
-        if inside.sum() >= args.min_group and not name.startswith("subject:")
+        if prompts.loc[inside, "question_id"].nunique() >= args.min_group
+        and not name.startswith("subject:")
     }
     for name in (one for one in groups if one.startswith("language:")):
-        rows += verdicts.summarise(sweep.take(groups[name]), estimators, above_chance, name)
+        part = sweep.take(groups[name])
+        knows = above_chance and verdicts.above_chance(part)
+        rows += verdicts.summarise(part, estimators, knows, name)
     fitted_on = {
         name: source
         for name in sweep.variants
@@ -76,6 +79,7 @@ def _sweep(args, prompts: pd.DataFrame):
         answer=prompts["answer"].to_numpy(),
         fold=fitted["fold"].numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
+        question=pd.factorize(prompts["question_id"])[0],
         norms=fitted["norms"].diagonal().mean(-1).numpy(),
         variants=[one.name for one in steering.variants(fitted)],
         layers=fitted["layers"].tolist(),
