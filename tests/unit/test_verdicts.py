@@ -39,6 +39,17 @@ def test_a_gain_through_the_norm_is_gone_with_it_frozen(rng):
     assert found["frozen_change"] == pytest.approx(0, abs=1e-9)
 
 
+def test_random_directions_are_beaten_at_all_layers_or_not_at_all():
+    """Each of many layers has its chance to beat those of its own; a layer at its floor has none."""
+    bests = [-0.1, -0.5, -0.9]
+    rows = [
+        {"random_relative_change_best": best, "ece_before": 0.3, "ece_null_high": floor}
+        for best, floor in zip(bests, [0.1, 0.1, 0.4], strict=True)
+    ]
+    verdicts._set_bar(rows)
+    assert [row["random_relative_change_bar"] for row in rows] == [-0.5, -0.5, -0.9]
+
+
 def test_shares_of_no_gain_are_not_given(rng):
     (found,) = steered(sweep(rng, [1, 1, 1, 1]))
     assert found["share_frozen"] is None and found["share_beyond_random"] is None
