@@ -40,7 +40,7 @@ def test_a_gain_through_the_norm_is_gone_with_it_frozen(rng):
 
 
 def test_random_directions_are_beaten_at_all_layers_or_not_at_all():
-    """Each of many layers has its chance to beat those of its own; a layer at its floor has none."""
+    """Of many layers, one would beat those of its own by chance; one at its floor is left out."""
     bests = [-0.1, -0.5, -0.9]
     rows = [
         {"random_relative_change_best": best, "ece_before": 0.3, "ece_null_high": floor}
