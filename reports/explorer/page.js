@@ -45,8 +45,8 @@ function step(place = at("layer").valueAsNumber) {
 }
 
 function choosePair() {
-  fill("group", pair().groups.map((one) => `${one.label} (n = ${one.n})${one.reason ? ": too few" : ""}`),
-       pair().groups.map((one) => one.reason));
+  fill("group", pair().groups.map((one) => `${one.label} (n = ${one.n})${one.measured ? "" : ": too few"}`),
+       pair().groups.map((one) => !one.measured));
   fill("reading", pair().readings.map((one) => one.label));
   say("reason", pair().reason);
   opened = pair().ids[0];
@@ -85,7 +85,7 @@ function draw() {
 // the first time with the data in the specification: Vega warns of scales over nothing
 function update(name, sets) {
   if (!views[name]) {
-    const spec = { ...data.specs[name], datasets: sets };
+    const spec = { ...data.specs[name], datasets: { ...data.specs[name].datasets, ...sets } };
     views[name] = vegaEmbed(at(name), spec, { renderer: "svg", actions: false }).then((made) => made.view);
     return;
   }

@@ -12,8 +12,9 @@ from layercal.figures import INK, PALETTE
 COLORS = PALETTE.as_hex()
 ACCURACY, CONFIDENCE, ERROR = COLORS[0], COLORS[1], COLORS[3]
 PALE = "#bdbdbd"
-EDGE = {"stroke": "white", "strokeWidth": 2}
+APART = {"xOffset": 1, "x2Offset": -1}
 UNIT = alt.Scale(domain=[0, 1], nice=False)
+BIN = alt.X("low:Q", title="confidence", scale=UNIT, axis=alt.Axis(tickCount=5))
 LAYER = alt.X("layer:Q", title="layer (0: embedding)", axis=alt.Axis(tickMinStep=1, grid=False))
 
 
@@ -31,12 +32,13 @@ def specs() -> dict[str, dict]:
 
 def _dress(chart: alt.LayerChart) -> alt.LayerChart:
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 13}
+    symbol = {"symbolOpacity": 1, "symbolStrokeWidth": 3}
     fit = alt.AutoSizeParams(type="fit", contains="padding")
     return (
         chart.properties(width="container", height=300, autosize=fit)
         .configure(font="system-ui, sans-serif", background="white")
         .configure_axis(**text, titleFontWeight="normal", gridColor="#e6e6e6", domainColor=INK)
-        .configure_legend(**text, orient="bottom", columns=2, title=None, labelLimit=0)
+        .configure_legend(**text, orient="bottom", columns=2, title=None, labelLimit=0, **symbol)
         .configure_view(stroke=None)
     )
 
@@ -76,29 +78,27 @@ def curves() -> alt.LayerChart:
 def reliability() -> alt.LayerChart:
     """Accuracy of each confidence bin, and how far its mean confidence is off."""
     color = _colors({"accuracy of the bin": ACCURACY, "gap to mean confidence": ERROR})
-    confidence = alt.X("low:Q", title="confidence", scale=UNIT)
     accuracy = alt.Y("accuracy:Q", title="accuracy", scale=UNIT)
     bins = _data("bins").encode(
         tooltip=["count:Q", *_numbers("confidence", "accuracy"), alt.Tooltip("range:N")]
     )
-    bars = bins.transform_calculate(kind="'accuracy of the bin'").mark_rect(**EDGE)
-    bars = bars.encode(x=confidence, x2="high:Q", y=accuracy, y2=alt.datum(0), color=color)
+    bars = bins.transform_calculate(kind="'accuracy of the bin'").mark_rect(**APART)
+    bars = bars.encode(x=BIN, x2="high:Q", y=accuracy, y2=alt.datum(0), color=color)
     gaps = bins.transform_calculate(kind="'gap to mean confidence'").mark_bar(width=7)
     gaps = gaps.encode(x="middle:Q", y=accuracy, y2="confidence:Q", color=color)
     counts = bins.mark_text(dy=-8, fontSize=12, color=INK)
     counts = counts.encode(x="middle:Q", y=alt.Y("top:Q"), text="count:Q")
     ends = alt.InlineData(values=[{"low": 0, "accuracy": 0}, {"low": 1, "accuracy": 1}])
     perfect = alt.Chart(ends).mark_line(color=INK, strokeDash=[5, 4], strokeWidth=1.2)
-    return alt.layer(bars, perfect.encode(x=confidence, y=accuracy), gaps, counts)
+    return alt.layer(bars, perfect.encode(x=BIN, y=accuracy), gaps, counts)
 
 
 def histogram() -> alt.LayerChart:
     """How many questions each confidence bin holds; mean confidence and accuracy."""
     color = _colors({"mean confidence": CONFIDENCE, "accuracy": ACCURACY})
-    confidence = alt.X("low:Q", title="confidence", scale=UNIT)
-    bars = _data("bins").mark_rect(**EDGE, color=PALE)
+    bars = _data("bins").mark_rect(**APART, color=PALE)
     bars = bars.encode(
-        x=confidence,
+        x=BIN,
         x2="high:Q",
         y=alt.Y("count:Q", title="questions"),
         y2=alt.datum(0),
@@ -115,10 +115,11 @@ def flow() -> alt.LayerChart:
         y=alt.Y("from:N", title="chosen before", axis=alt.Axis(domain=False, ticks=False)),
         tooltip=["from:N", "to:N", "count:Q"],
     )
-    scale = alt.Scale(domain=[0, 1], range=["#ffffff", "#f2a15f"])  # dark text is read on all
+    # dark text can be read on all of it
+    scale = alt.Scale(domain=[0, 1], range=["#ffffff", "#f2a15f"], interpolate="rgb")
     strength = alt.Color("share:Q", scale=scale, legend=None)
     color = alt.condition("datum.from === datum.to", alt.value("#eeeeee"), strength)
-    squares = cells.mark_rect(**EDGE, cursor="pointer").encode(color=color)
+    squares = cells.mark_rect(stroke="white", strokeWidth=2, cursor="pointer").encode(color=color)
     numbers = cells.mark_text(fontSize=13, cursor="pointer", color=INK).encode(text="count:Q")
     return alt.layer(squares, numbers)
 

@@ -224,14 +224,14 @@ def steered_steps(
 
 
 def described(groups: dict[str, np.ndarray], metrics: pd.DataFrame) -> list[dict]:
-    """Name, size and, where it was not measured, the reason, of each group to pick from."""
+    """Name and size of each group to pick from, and whether it was large enough to measure."""
     first = metrics[metrics["metric"] == "ece"].drop_duplicates("group").set_index("group")
     return [
         {
             "name": name,
             "label": name.replace(":", ": ") if ":" in name else "all questions",
             "n": int(rows.sum()),
-            "reason": first.loc[name, "reason"],
+            "measured": bool(first["value"].notna()[name]),
         }
         for name, rows in groups.items()
     ]
@@ -279,7 +279,7 @@ def pair(
         )
     n_bins = int(metrics.loc[metrics["metric"] == "ece", "n_bins"].iloc[0])
     listed = described(picked_groups(asked), metrics)
-    measured = [one["name"] for one in listed if not one["reason"]]
+    measured = [one["name"] for one in listed if one["measured"]]
 
     def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
         return {name: picked_groups(table)[name] for name in measured}
@@ -358,7 +358,8 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
     return kept
 
 
-dump = partial(htmlsafe_json_dumps, dumps=json.dumps, ensure_ascii=False, separators=(",", ":"))
+strict = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+dump = partial(htmlsafe_json_dumps, dumps=strict)
 
 
 def _size(value) -> int:
