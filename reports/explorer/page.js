@@ -49,7 +49,10 @@ function choosePair() {
        pair().groups.map((one) => !one.measured));
   fill("reading", pair().readings.map((one) => one.label));
   say("reason", pair().reason);
-  opened = pair().ids[0];
+  const { ids, asked } = pair();
+  say("thinned", `Answers through the logit lens.${ids.length < asked ? ` To keep this page small, ${ids.length} of the
+    ${asked} questions are here, drawn by a stable hash; everything above is measured on all of them.` : ""}`);
+  opened = ids[0];
   chooseReading(pair().readings[0].layers.at(-1));
 }
 

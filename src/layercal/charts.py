@@ -11,6 +11,7 @@ from layercal.figures import INK, PALETTE
 
 COLORS = PALETTE.as_hex()
 ACCURACY, CONFIDENCE, ERROR = COLORS[0], COLORS[1], COLORS[3]
+OPTIONS = [*COLORS[:3], COLORS[4], COLORS[3], *COLORS[5:]]  # two oranges apart
 PALE = "#bdbdbd"
 APART = {"xOffset": 1, "x2Offset": -1}
 UNIT = alt.Scale(domain=[0, 1], nice=False)
@@ -126,7 +127,7 @@ def flow() -> alt.LayerChart:
 
 def trajectory() -> alt.LayerChart:
     """Probability of each option of one question over the layers, the right answer bold."""
-    scale = alt.Scale(range=COLORS)
+    scale = alt.Scale(range=OPTIONS)
     color = alt.Color("option:N", scale=scale, legend=alt.Legend(columns=5))
     lines = _data("trajectory").encode(
         x=LAYER,

@@ -22,7 +22,7 @@ from layercal import InputError, calibration, charts, readings
 from layercal.questions import LETTERS, hash_order
 
 LIMIT = 4_800_000  # bytes of a page
-MEASURED = ["accuracy", "confidence", "ece"]
+COLUMNS = ("ids", "probability", "chosen")  # one entry a question
 PREVIOUS, UNSTEERED = "the layer before", "the same reading, unsteered"
 # what becomes of an answer: by whether it was right, is right, and is the same option
 MOVES = ["stayed right", "became right", "became wrong", "wrong, another option", "stayed wrong"]
@@ -335,7 +335,7 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
     InputError
         If a question table lacks a question.
     """
-    orders, costs = [], []
+    orders, costs, priced = [], [], set()
     for one in pairs:
         text = texts[one["questions"]]
         lacking = next((name for name in one["ids"] if name not in text), None)
@@ -346,14 +346,18 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
             )
         order = hash_order(one["ids"], seed)
         orders.append(order)
-        costs.append([_size([text[one["ids"][i]], one["probability"][i]]) for i in order])
+        held = [[one[name][i] for name in COLUMNS] for i in order]
+        if one["questions"] not in priced:  # the text stands once, whatever the number of models
+            held = [[*columns, columns[0], text[columns[0]]] for columns in held]
+        priced.add(one["questions"])
+        costs.append([_size(columns) for columns in held])
     longest = max(map(len, costs))
     total = sum(np.pad(cost, (0, longest - len(cost))) for cost in costs).cumsum()
     keep = int((total <= budget).sum())
     kept = []
     for one, order in zip(pairs, orders, strict=True):
         rows = sorted(order[:keep])
-        columns = {name: [one[name][i] for i in rows] for name in ("ids", "probability", "chosen")}
+        columns = {name: [one[name][i] for i in rows] for name in COLUMNS}
         kept.append({**one, **columns, "asked": len(one["ids"])})
     return kept
 
@@ -380,8 +384,7 @@ def page(pairs: list[dict], texts: dict[str, dict], template: str, script: str) 
     """
     specs = charts.specs()
     library = vl_convert.javascript_bundle()
-    columns = ("ids", "probability", "chosen")
-    summary = [{k: v for k, v in one.items() if k not in columns} for one in pairs]
+    summary = [{k: v for k, v in one.items() if k not in COLUMNS} for one in pairs]
     budget = LIMIT - len(library) - _size([summary, specs]) - len(template) - len(script)
     kept = thinned(pairs, texts, budget)
     shown = {one["questions"]: set() for one in kept}

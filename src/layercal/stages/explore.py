@@ -38,7 +38,10 @@ def stage(args) -> None:
     texts = {path.stem: explorer.ask(pd.read_parquet(path)) for path in args.texts}
     page = explorer.page(pairs, texts, args.page.read_text(), args.script.read_text())
     sources.write_atomically(args.out, page)
-    stages.log.info("%s: %.1f MB", args.out.name, args.out.stat().st_size / 1e6)
+    size = len(page.encode())
+    stages.log.info("%s: %.1f MB", args.out.name, size / 1e6)
+    if size > explorer.LIMIT:
+        stages.log.warning("it is slow to open: study fewer models or question sets at once")
 
 
 def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep) -> dict:
