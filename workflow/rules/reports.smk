@@ -1,10 +1,12 @@
 # REQUIRED INPUTS: results/lens, results/directions, results/steering, reports/notebooks/
-# OUTPUTS: reports/rendered/{model}-{questions}.html (and .ipynb, .png, .pdf), index.html
+# OUTPUTS: reports/rendered/{model}-{questions}.html (and .ipynb, .png, .pdf), index.html,
+#          explore.html
 
 
 rule reports:
     input:
         "reports/rendered/index.html",
+        "reports/rendered/explore.html",
 
 
 rule draw_main_figure:
@@ -123,4 +125,87 @@ rule render_index:
         "Rendering the index of reports"
     shell:
         "python -m layercal.stages.index --reports {input.html} --phases {input.phases}"
+        " --out {output.html} --log {log}"
+
+
+rule render_explorer:
+    input:
+        page="reports/explorer/page.html",
+        script="reports/explorer/page.js",
+        texts=expand("resources/questions/{questions}.parquet", questions=config["questions"]),
+        prompts=expand(
+            "results/extract/{model}/{questions}/prompts.parquet",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        options=expand(
+            "results/lens/{model}/{questions}/options.parquet",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        metrics=expand(
+            "results/lens/{model}/{questions}/metrics.parquet",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        phase=expand(
+            "results/lens/{model}/{questions}/phase.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        directions=expand(
+            "results/directions/{model}/{questions}/directions.safetensors",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        sweep=expand(
+            "results/steering/{model}/{questions}/sweep.parquet",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        logits=expand(
+            "results/steering/{model}/{questions}/logits-{shard}.safetensors",
+            model=config["models"],
+            questions=config["questions"],
+            shard=SHARDS,
+        ),
+        code=expand(
+            "src/layercal/{module}.py",
+            module=[
+                "calibration",
+                "charts",
+                "explorer",
+                "figures",
+                "questions",
+                "readings",
+                "resampling",
+                "sources",
+                "stages/explore",
+            ],
+        ),
+    output:
+        html=report(
+            "reports/rendered/explore.html",
+            caption="../report/explore.rst",
+            category="Reports",
+        ),
+    log:
+        "logs/reports/explore.log",
+    benchmark:
+        "logs/benchmarks/reports/explore.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=10,
+    params:
+        pairs=expand("{model}/{questions}", model=config["models"], questions=config["questions"]),
+    message:
+        "Rendering the interactive page"
+    shell:
+        "python -m layercal.stages.explore --pairs {params.pairs} --prompts {input.prompts}"
+        " --options {input.options} --metrics {input.metrics} --phase {input.phase}"
+        " --directions {input.directions} --sweep {input.sweep} --logits {input.logits}"
+        " --texts {input.texts} --page {input.page} --script {input.script}"
         " --out {output.html} --log {log}"

@@ -29,6 +29,7 @@ td { font-variant-numeric: tabular-nums }
 <p>Each model is read layer by layer through its own final norm and unembedding. A confidence
 correction phase exists when the model answers above chance and its calibration error falls after
 accuracy has settled, both beyond their 95 % intervals.</p>
+<p><a href="explore.html">Explore the layers</a>: slide over them, and follow each question.</p>
 {% for name, found in reports %}
 <section>
 <h2><a href="{{ name }}.html">{{ name }}</a></h2>
