@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from layercal import baselines, dimensions, resampling
+from layercal import baselines, dimensions, readings, resampling
 from layercal.directions import FROM
 from layercal.evaluation import Sweep, cross_select
 from layercal.steering import FROZEN, READ_LAYER
@@ -294,19 +294,41 @@ def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame) -> list[dic
     -------
     list of dict
         ``claim``, ``outcome`` (``confirmed``, ``refuted``, ``undecided``, ``nothing to gain`` or
-        ``not applicable``) and ``evidence`` in words.
+        ``not applicable``), ``evidence`` in words, and the number that it rests on: ``measure``,
+        ``value`` with ``ci_low`` and ``ci_high`` (95 %), and ``n`` questions.
     """
     above_chance = phase["accuracy_final_low"] > phase["chance"]
     primary = [row for row in rows if row["direction"] == rows[0]["direction"]]
     found = [_phase_claim(phase, above_chance)]
     for mode in dict.fromkeys(row["mode"] for row in primary):
         of_mode = [row for row in primary if row["mode"] == mode]
-        best = min(of_mode, key=lambda row: (row["ece_p_holm"], row["ece_change"]))
-        for text, decide in CLAIMS.items():
+        for text, (decide, change) in CLAIMS.items():
             outcome = decide(of_mode) if above_chance else "not applicable"
-            claim = f"{best['direction']}, {mode}: {text}"
-            found.append({"claim": claim, "outcome": outcome, "evidence": best["verdict"]})
+            best = _clearest(of_mode, change)
+            found.append(
+                {
+                    "claim": f"{best['direction']}, {mode}: {text}",
+                    "outcome": outcome,
+                    "evidence": best["verdict"],
+                    "measure": f"{MEASURES[change]}, steered at layer {best['layer']}",
+                    "value": best[change],
+                    "ci_low": best[f"{change}_low"],
+                    "ci_high": best[f"{change}_high"],
+                    "n": best["n"],
+                }
+            )
     return [*found, _dimension_claim(by_rank, phase["exists"])]
+
+
+def _clearest(rows: list[dict], change: str) -> dict:
+    """Row that speaks most clearly for a claim, among those with ECE lowered if there are any."""
+    rows = [row for row in rows if row["outcome"] == "lowered"] or rows
+    if change == "ece_change":
+        return min(rows, key=lambda row: (row["ece_p_holm"], row[change]))
+    if change == "accuracy_change":
+        ends = f"{change}_low", f"{change}_high"
+        return min(rows, key=lambda row: max(abs(row[end]) for end in ends))
+    return min(rows, key=lambda row: row[f"{change}_high"])
 
 
 def _phase_claim(phase: dict, above_chance: bool) -> dict:
@@ -320,6 +342,11 @@ def _phase_claim(phase: dict, above_chance: bool) -> dict:
         "claim": "a confidence correction phase exists",
         "outcome": outcome,
         "evidence": phase["reason"],
+        "measure": f"fall of ECE, layer {phase['peak_layer']} to {phase['final_layer']}",
+        "value": phase["correction"],
+        "ci_low": phase["ci_low"],
+        "ci_high": phase["ci_high"],
+        "n": phase["n"],
     }
 
 
@@ -356,18 +383,68 @@ def _beyond(name: str):
     return decide
 
 
+# claim -> how it is decided, and the change that it rests on
 CLAIMS = {
-    "it lowers ECE, more than random directions do": _lowers,
-    "it lowers MCE too": _beyond("mce"),
-    "it leaves accuracy within the margin": _harmless,
-    "its gain is there with the norm's scale frozen": _beyond("frozen"),
-    "it gains more than temperature scaling does": _beyond("beyond_temperature"),
+    "it lowers ECE, more than random directions do": (_lowers, "ece_change"),
+    "it lowers MCE too": (_beyond("mce"), "mce_change"),
+    "it leaves accuracy within the margin": (_harmless, "accuracy_change"),
+    "its gain is there with the norm's scale frozen": (_beyond("frozen"), "frozen_change"),
+    "it gains more than temperature scaling does": (
+        _beyond("beyond_temperature"),
+        "beyond_temperature_change",
+    ),
+}
+MEASURES = {
+    "ece_change": "change of ECE",
+    "mce_change": "change of MCE",
+    "accuracy_change": "change of accuracy",
+    "frozen_change": "change of ECE, norm's scale frozen",
+    "beyond_temperature_change": "change of ECE, both sides temperature-scaled",
 }
 
 
 def _dimension_claim(table: pd.DataFrame, exists: bool) -> dict:
+    layer = int(table["layer"].min())
+    first = table[table["layer"] == layer].iloc[0]
+    value, low, high = (
+        float(rank) if np.isfinite(rank) else None  # JSON has no infinity
+        for rank in first[["rank_90", "rank_90_low", "rank_90_high"]]
+    )
     return {
         "claim": "the correction is low-dimensional",
         "outcome": "see the number" if exists else "not applicable",
-        "evidence": dimensions.in_words(table, int(table["layer"].min())),
+        "evidence": dimensions.in_words(table, layer),
+        "measure": f"dimensions for 90 % of the fall of ECE from layer {layer}",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": int(first["n"]),
     }
+
+
+def reliability(sweep: Sweep, name: str, n_bins: int) -> list[dict]:
+    """Bins of a reliability diagram, unsteered and steered by a direction.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    name : str
+        Of the direction; it is added at the first layer of the sweep, the peak, where it is read
+        at the steered layer, else at the layer chosen with the scale.
+    n_bins : int
+
+    Returns
+    -------
+    list of dict
+        ``mode``, ``steered`` and the columns of :func:`layercal.readings.reliability`; scales as
+        in :func:`summarise`.
+    """
+    rows = []
+    for mode in sweep.modes:
+        *_, places = [[0]] if mode == "lens" else _places(sweep, mode)
+        logits = _settings(sweep, mode, name, places)
+        after = _scored(sweep, logits, _choose(sweep, logits, places))
+        for steered, read in ((False, sweep.unsteered(mode, places[0])), (True, after)):
+            table = readings.reliability(*sweep.read(read), n_bins)
+            rows += table.assign(mode=mode, steered=steered).to_dict("records")
+    return rows
