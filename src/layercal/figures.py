@@ -764,7 +764,7 @@ def atlas(curves: pd.DataFrame, reported: pd.DataFrame) -> Figure:
 
 
 def rule_graph(edges: Sequence[tuple[str, str]]) -> Figure:
-    """Rules of the workflow, each to the right of those whose output it reads.
+    """Rules of the workflow, each above those that read what it makes.
 
     Parameters
     ----------
@@ -777,38 +777,28 @@ def rule_graph(edges: Sequence[tuple[str, str]]) -> Figure:
     """
     theme()
     graph = networkx.transitive_reduction(networkx.DiGraph(edges))
-    ranks = list(networkx.topological_generations(graph))
-    place = {}
-    for column, rank in enumerate(ranks):
-        # each where those that it reads from are on average, so that few arrows cross
+    # as low as what reads it allows
+    rows = list(networkx.topological_generations(graph.reverse()))
+    place: dict[str, tuple[float, int]] = {}
+    for height, row in enumerate(rows):
+        # each where those that read it are on average, so that few arrows cross
         wanted = {
-            rule: sum(place[one][1] for one in graph.predecessors(rule))
-            / max(graph.in_degree(rule), 1)
-            for rule in rank
+            rule: sum(place[one][0] for one in graph.successors(rule))
+            / max(graph.out_degree(rule), 1)
+            for rule in row
         }
-        for row, rule in enumerate(sorted(rank, key=lambda rule: (wanted[rule], rule))):
-            place[rule] = column, row - (len(rank) - 1) / 2
-    widest = max(map(len, ranks))
-    figure = Figure(figsize=(1.75 * len(ranks), 1.0 * widest + 0.6), layout="constrained")
+        for column, rule in enumerate(sorted(row, key=lambda rule: (wanted[rule], rule))):
+            place[rule] = column - (len(row) - 1) / 2, height
+    widest = max(map(len, rows))
+    figure = Figure(figsize=(2.1 * widest + 0.4, 0.75 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for source, target in graph.edges:
-        axis.annotate(
-            "",
-            place[target],
-            place[source],
-            arrowprops={"arrowstyle": "-|>", "color": GREY, "shrinkA": 20, "shrinkB": 20},
-        )
-    for rule, (x, y) in place.items():
-        axis.text(
-            x,
-            y,
-            rule.replace("_", "\n"),
-            ha="center",
-            va="center",
-            fontsize="small",
-            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": PALETTE[0]},
-        )
-    axis.set(xlim=(-0.5, len(ranks) - 0.5), ylim=(-widest / 2, widest / 2))
+        arrow = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14}
+        axis.annotate("", place[target], place[source], arrowprops=arrow)
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": PALETTE[0]}
+    for rule, at in place.items():
+        axis.text(*at, rule.replace("_", " "), ha="center", va="center", size="small", bbox=box)
+    axis.set(xlim=(-widest / 2, widest / 2), ylim=(-0.5, len(rows) - 0.5))
     axis.set_axis_off()
     return figure
 
