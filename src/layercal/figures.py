@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import networkx
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -47,9 +48,24 @@ def _pick(
     return rows[rows["n_bins"] == rows["n_bins"].iloc[0]].sort_values("layer")
 
 
-def _band(axis, rows: pd.DataFrame, color, label: str) -> None:
-    axis.plot(rows["layer"], rows["value"], color=color, label=label, marker="o", markersize=3.5)
+def _band(axis, rows: pd.DataFrame, color, label: str, marker: str = "o") -> None:
+    axis.plot(rows["layer"], rows["value"], color=color, label=label, marker=marker, markersize=3.5)
     axis.fill_between(rows["layer"], rows["ci_low"], rows["ci_high"], color=color, alpha=0.18, lw=0)
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    return f"(n = {rows['n'].iloc[0]}; bands: 95 % CI over questions)"
+
+
+FLOOR = "null floor: up to the 95th percentile\nof a perfectly calibrated model"
+
+
+def _floor(axis, rows: pd.DataFrame, label: str | None = FLOOR) -> None:
+    """Shade what a perfectly calibrated model would show, for errors that have such a floor."""
+    if rows["null_high"].notna().any():
+        axis.fill_between(
+            rows["layer"], 0, rows["null_high"], color=GREY, alpha=0.35, lw=0, label=label
+        )
 
 
 def _mark_phase(axis, phase: dict) -> None:
@@ -59,6 +75,17 @@ def _mark_phase(axis, phase: dict) -> None:
     axis.axvline(phase["decision_layer"], color=GREY, **DECISION)
     if phase["peak_layer"] != phase["decision_layer"]:
         axis.axvline(phase["peak_layer"], color=GREY, **PEAK)
+
+
+def _name_marks(axis, phase: dict) -> None:
+    """Name in the legend what :func:`_mark_phase` draws."""
+    apart = phase["peak_layer"] != phase["decision_layer"]
+    label = "decision layer" if apart else "decision layer and peak of ECE"
+    axis.plot([], [], color=GREY, **DECISION, label=label)
+    if apart:
+        axis.plot([], [], color=GREY, **PEAK, label="peak of ECE")
+    if phase["exists"]:
+        axis.fill_between([], [], color=PALETTE[4], alpha=0.14, label="correction phase")
 
 
 def layer_curves(metrics: pd.DataFrame, phase: dict, title: str = "") -> Figure:
@@ -80,36 +107,249 @@ def layer_curves(metrics: pd.DataFrame, phase: dict, title: str = "") -> Figure:
     figure = Figure(figsize=(8.5, 6.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     errors = _pick(metrics, "ece")
-    n, bins = errors["n"].iloc[0], errors["n_bins"].iloc[0]
+    bins = errors["n_bins"].iloc[0]
     _band(top, _pick(metrics, "confidence"), CONFIDENCE, "mean confidence")
     _band(top, _pick(metrics, "accuracy"), ACCURACY, "accuracy")
     top.axhline(phase["chance"], color=GREY, lw=1, label="chance")
     top.set(ylabel="share of questions, probability", ylim=(0, 1))
     _band(bottom, errors, ERROR, "ECE")
-    bottom.fill_between(
-        errors["layer"],
-        0,
-        errors["null_high"],
-        color=GREY,
-        alpha=0.35,
-        lw=0,
-        label="null floor: up to the 95th percentile\nof a perfectly calibrated model",
-    )
+    _floor(bottom, errors)
     bottom.set(ylabel=f"ECE ({bins} bins)", xlabel="layer (0: embedding)", ylim=(0, None))
     bottom.set_xlim(0, phase["final_layer"])
     for axis in (top, bottom):
         _mark_phase(axis, phase)
-    apart = phase["peak_layer"] != phase["decision_layer"]
-    label = "decision layer" if apart else "decision layer and peak of ECE"
-    top.plot([], [], color=GREY, **DECISION, label=label)
-    if apart:
-        top.plot([], [], color=GREY, **PEAK, label="peak of ECE")
-    if phase["exists"]:
-        top.fill_between([], [], color=PALETTE[4], alpha=0.14, label="correction phase")
+    _name_marks(top, phase)
     for axis in (top, bottom):
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
-    top.set_title(f"{title}  (n = {n}; bands: 95 % CI over questions)".strip())
+    top.set_title(f"{title}  {_counted(errors)}".strip())
     return figure
+
+
+def depth_curves(metrics: pd.DataFrame, phase: dict) -> Figure:
+    """MCE, option mass and entropy over the layers, with intervals.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        ``metrics.parquet``.
+    phase : dict
+        ``phase.json``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    figure = Figure(figsize=(8.5, 7.4), layout="constrained")
+    panels = {
+        "mce": ("MCE ({bins} bins)", ERROR),
+        "option_mass": ("option mass (probability)", PALETTE[2]),
+        "entropy": ("entropy over the\nvocabulary (nats)", PALETTE[4]),
+    }
+    for axis, (metric, (label, color)) in zip(
+        figure.subplots(3, 1, sharex=True), panels.items(), strict=True
+    ):
+        rows = _pick(metrics, metric)
+        _band(axis, rows, color, metric.replace("_", " ").replace("mce", "MCE"))
+        _floor(axis, rows)
+        axis.set(ylabel=label.format(bins=rows["n_bins"].iloc[0]), ylim=(0, None))
+        _mark_phase(axis, phase)
+        axis.set_xlim(0, phase["final_layer"])
+    axis.set_xlabel("layer (0: embedding)")
+    first = figure.axes[0]
+    _name_marks(first, phase)
+    first.set_title(_counted(_pick(metrics, "mce")))
+    first.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    return figure
+
+
+def lenses(metrics: pd.DataFrame, phase: dict) -> Figure:
+    """Accuracy and ECE over the layers, through the logit lens and through the tuned lens.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        ``metrics.parquet``.
+    phase : dict
+        ``phase.json``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    figure = Figure(figsize=(8.5, 5.4), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    for lens, color in (("logit", PALETTE[0]), ("tuned", PALETTE[1])):
+        for axis, metric in ((top, "accuracy"), (bottom, "ece")):
+            _band(axis, _pick(metrics, metric, lens=lens), color, f"{lens} lens")
+        found = phase if lens == "logit" else phase["tuned"]
+        for axis in (top, bottom):
+            axis.axvline(found["decision_layer"], color=color, **DECISION)
+    _floor(bottom, _pick(metrics, "ece", lens="tuned"))
+    top.axhline(phase["chance"], color=GREY, lw=1, label="chance")
+    top.plot([], [], color=GREY, **DECISION, label="decision layer")
+    errors = _pick(metrics, "ece")
+    top.set_title(_counted(errors))
+    top.set(ylabel="accuracy", ylim=(0, 1))
+    bottom.set(ylabel=f"ECE ({errors['n_bins'].iloc[0]} bins)", xlabel="layer (0: embedding)")
+    bottom.set_ylim(0, None)
+    bottom.set_xlim(0, phase["final_layer"])
+    top.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    handles, labels = bottom.get_legend_handles_labels()
+    bottom.legend(
+        handles[2:], labels[2:], loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
+    )
+    return figure
+
+
+def letters(metrics: pd.DataFrame, phase: dict, answers: pd.Series) -> Figure:
+    """Share of the predictions that name each option letter, over the layers.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        ``metrics.parquet``.
+    phase : dict
+        ``phase.json``.
+    answers : Series
+        Letter -> share of the right answers.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for (letter, share), color, marker in zip(answers.items(), PALETTE, MARKERS, strict=False):
+        rows = _pick(metrics, f"predicted_{letter}")
+        _band(axis, rows, color, f"{letter} (right answer in {share:.0%})", marker)
+    _mark_phase(axis, phase)
+    axis.set(xlabel="layer (0: embedding)", ylabel="share of predictions", ylim=(0, 1))
+    axis.set_xlim(0, phase["final_layer"])
+    axis.legend(title="option letter", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axis.set_title(_counted(rows))
+    return figure
+
+
+MAPS = {
+    "accuracy": {"cmap": "viridis", "vmin": 0, "vmax": 1, "label": "accuracy"},
+    "ece": {"cmap": "rocket_r", "vmin": 0, "label": "ECE"},
+    "signed_gap": {
+        "cmap": "vlag",
+        "vmin": -1,
+        "vmax": 1,
+        "label": "mean confidence minus accuracy",
+    },
+}
+
+
+def group_map(values: pd.DataFrame, phase: dict) -> Figure:
+    """Heat maps layer x group, one panel a metric.
+
+    Parameters
+    ----------
+    values : DataFrame
+        ``group``, ``n``, ``layer``, ``metric`` (of ``MAPS``) and ``value``, groups in the order in
+        which they are drawn.
+    phase : dict
+        ``phase.json``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    names = {
+        group: f"{group.partition(':')[2].replace('_', ' ')}, n = {n}"
+        for group, n in values.groupby("group", sort=False)["n"].first().items()
+    }
+    chosen = list(values["metric"].unique())
+    height = 0.2 * len(names) + 1.7
+    figure = Figure(figsize=(10, height), layout="constrained")
+    for axis, metric in zip(
+        figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0], chosen, strict=True
+    ):
+        look = dict(MAPS[metric])
+        label = look.pop("label")
+        one = values[values["metric"] == metric].pivot_table("value", "group", "layer")
+        sns.heatmap(
+            one.loc[list(names)],
+            ax=axis,
+            cbar_kws={"label": label, "location": "top", "shrink": 0.9},
+            yticklabels=list(names.values()),
+            **look,
+        )
+        axis.set_xticks([at + 0.5 for at in range(0, one.shape[1], 4)])
+        axis.set_xticklabels(range(0, one.shape[1], 4), rotation=0)
+        axis.tick_params(labelsize="small", length=2)
+        axis.set(xlabel="layer (0: embedding)", ylabel="")
+        marks = {phase["peak_layer"]: PEAK, phase["decision_layer"]: DECISION}
+        for layer, look in marks.items():
+            axis.axvline(layer + 0.5, color=INK, **look)
+    return figure
+
+
+def reliability(bins: pd.DataFrame) -> Figure:
+    """Reliability diagrams: accuracy over confidence by bin, one panel a reading.
+
+    Parameters
+    ----------
+    bins : DataFrame
+        ``reading`` (the panel), ``state`` (lines of a panel) and the columns of
+        :func:`layercal.readings.reliability`.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    panels = list(bins["reading"].unique())
+    columns = min(len(panels), 3)
+    blocks = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.1 * columns, 3.5 * blocks), layout="constrained")
+    axes = figure.subplots(blocks, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _reliability_panel(axis, bins[bins["reading"] == panel])
+        axis.set_title(panel, fontsize="small")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("confidence (mean of bin)")
+    for axis in axes.flat[max(len(panels) - columns, 0) : len(panels)]:
+        axis.set_xlabel("confidence (mean of bin)")
+        axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy, share in bin")
+    return figure
+
+
+def _reliability_panel(axis, bins: pd.DataFrame) -> None:
+    states = list(bins["state"].unique())
+    axis.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
+    for place, state in enumerate(states):
+        one = bins[bins["state"] == state]
+        color = (PALETTE[0], PALETTE[3])[state == "steered"]
+        reach = one["accuracy"] - one["ci_low"], one["ci_high"] - one["accuracy"]
+        axis.errorbar(
+            one["confidence"],
+            one["accuracy"],
+            [side.clip(lower=0) for side in reach],
+            color=color,
+            marker=MARKERS[place],
+            markersize=4,
+            capsize=2,
+            lw=1.2,
+            label=state,
+        )
+        width = 0.09 / len(states)
+        left = one["bin"] - 0.095 + place * width
+        share = one["n"] / one["n"].sum()
+        axis.bar(left, share, width, align="edge", color=color, alpha=0.3, lw=0)
+    if len(states) > 1:
+        axis.legend(fontsize="small", loc="upper left", handlelength=1.2)
+    axis.set(xlim=(0, 1), ylim=(0, 1))
 
 
 def measured(metrics: pd.DataFrame, kind: str) -> list[str]:
@@ -156,13 +396,16 @@ def _group_panel(axes, metrics: pd.DataFrame, group: str) -> None:
     _band(top, _pick(metrics, "accuracy", group), ACCURACY, "accuracy")
     top.axhline(_pick(metrics, "chance", group)["value"].iloc[-1], color=GREY, lw=1)
     _band(bottom, errors, ERROR, "ECE")
-    bottom.fill_between(errors["layer"], 0, errors["null_high"], color=GREY, alpha=0.35, lw=0)
+    _floor(bottom, errors)
     top.set_title(f"{group.partition(':')[2]}, n = {errors['n'].iloc[0]}")
     bottom.set_xlabel("layer")
 
 
+DOSED = {"ece": "ECE", "mce": "MCE", "accuracy": "accuracy"}
+
+
 def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figure:
-    """ECE and accuracy over the scale, one column a layer, random directions as a grey band.
+    """ECE, MCE and accuracy over the scale, a column a layer, random directions as a grey band.
 
     Parameters
     ----------
@@ -183,26 +426,26 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     layers = sorted(chosen["layer"].unique())
     blocks = -(-len(layers) // 5)
     columns = -(-len(layers) // blocks)
-    figure = Figure(figsize=(max(2.3 * columns + 1.2, 6), 4.4 * blocks + 0.3), layout="constrained")
-    axes = figure.subplots(2 * blocks, columns, sharex=True, squeeze=False)
+    figure = Figure(figsize=(max(2 * columns + 1, 6), 6 * blocks + 0.5), layout="constrained")
+    axes = figure.subplots(3 * blocks, columns, sharex=True, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
     for place, layer in enumerate(layers):
         block, column = divmod(place, columns)
-        for row, metric in enumerate(("ece", "accuracy")):
-            axis = axes[2 * block + row, column]
+        for row, (metric, label) in enumerate(DOSED.items()):
+            axis = axes[3 * block + row, column]
             axis.set_visible(True)
-            axis.tick_params(labelbottom=row == 1)
+            axis.tick_params(labelbottom=row == 2, labelleft=column == 0)
             here = (chosen["layer"] == layer) & (chosen["metric"] == metric)
             _random_band(axis, chosen[here & random])
             _dose_lines(axis, drawn[here[drawn.index]], names)
             highest = drawn.loc[drawn["metric"] == metric, ["value", "ci_high"]].max(axis=None)
-            axis.set_ylim(0, highest * 1.02)
+            axis.set_ylim(0, min(highest * 1.02, 1))
             if column == 0:
-                axis.set_ylabel("ECE" if metric == "ece" else "accuracy")
+                axis.set_ylabel(label)
             if row == 0:
-                axis.set_title(f"steered at layer {layer}")
-            else:
+                axis.set_title(f"at layer {layer}")
+            if row == 2:
                 axis.set_xlabel("scale alpha")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
@@ -275,7 +518,7 @@ def direction_cosines(directions: pd.DataFrame) -> Figure:
 
 
 def dimensions(table: pd.DataFrame) -> Figure:
-    """ECE and accuracy once the part of the stream in the top r dimensions is the last layer's.
+    """Spectrum of the change to the last layer, and ECE and accuracy once r of it are replaced.
 
     Parameters
     ----------
@@ -287,23 +530,25 @@ def dimensions(table: pd.DataFrame) -> Figure:
     Figure
     """
     theme()
-    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True)
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True)
+    panels = {"explained": "share of squared norm", "ece": "ECE", "accuracy": "accuracy"}
     layers = sorted(table["layer"].unique())
-    colors = sns.color_palette("crest", len(layers))
-    for layer, color, marker in zip(layers, colors, MARKERS * len(layers), strict=False):
-        one = table[table["layer"] == layer]
-        left.plot(one["rank"], one["ece"], color=color, marker=marker, markersize=4)
-        right.plot(
-            one["rank"], one["accuracy"], color=color, marker=marker, markersize=4, label=layer
-        )
-    for axis, label in ((left, "ECE"), (right, "accuracy")):
+    colors = sns.color_palette("viridis", len(layers))
+    ticks = [rank for rank in sorted(table["rank"].unique()) if rank in (0, 1, 4, 16, 64, 256)]
+    for axis, (column, label) in zip(axes, panels.items(), strict=True):
+        for layer, color, marker in zip(layers, colors, MARKERS * len(layers), strict=False):
+            one = table[table["layer"] == layer]
+            axis.plot(one["rank"], one[column], color=color, marker=marker, markersize=4)
+            axis.get_lines()[-1].set_label(layer)
         axis.set_xscale("symlog", base=2, linthresh=1)
-        axis.set(xlabel="dimensions taken from the last layer", ylabel=label, ylim=(0, None))
-        ticks = [rank for rank in sorted(table["rank"].unique()) if rank in (0, 1, 4, 16, 64, 256)]
+        axis.set(xlabel="top r dimensions", ylabel=label, ylim=(0, None))
         axis.set_xticks(ticks, labels=map(str, ticks))
         axis.minorticks_off()
-    right.legend(title="layer", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    axes[0].set(ylim=(0, 1))
+    axes[-1].legend(
+        title="from layer", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
+    )
     return figure
 
 
@@ -427,4 +672,140 @@ def ablations(table: pd.DataFrame) -> Figure:
     axes[1].legend(
         title="without its", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
     )
+    return figure
+
+
+def entropy_neurons(table: pd.DataFrame) -> Figure:
+    """Change of ECE with each entropy neuron at its mean, against random sets of neurons.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``neurons.parquet``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    random = table["without"].str.startswith("random")
+    names = list(table.loc[~random, "without"].unique())
+    figure = Figure(figsize=(8.5, 0.3 * len(names) + 1.5), layout="constrained")
+    axis = figure.subplots()
+    low, high = table.loc[random & table["norm"].eq("live"), "ece_change"].agg(["min", "max"])
+    axis.axvspan(low, high, color=GREY, alpha=0.35, lw=0, label="random sets: range (norm live)")
+    for place, (norm, one) in enumerate(table[~random].groupby("norm", sort=False)):
+        one = one.set_index("without").loc[names]
+        change = one["ece_change"]
+        reach = change - one["ece_change_low"], one["ece_change_high"] - change
+        axis.errorbar(
+            change,
+            [row + 0.28 * place - 0.14 for row in range(len(names))],
+            xerr=[side.clip(lower=0) for side in reach],
+            fmt=MARKERS[place],
+            color=PALETTE[place],
+            markersize=5,
+            capsize=2.5,
+            label=f"norm {norm}",
+        )
+    axis.axvline(0, color=INK, lw=0.7)
+    axis.set_yticks(range(len(names)), labels=names)
+    axis.invert_yaxis()
+    axis.set(xlabel="change of ECE", ylabel="at its mean")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    return figure
+
+
+def atlas(curves: pd.DataFrame, reported: pd.DataFrame) -> Figure:
+    """Accuracy and ECE of several reports over relative depth, with reported reference points.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        ``report``, ``depth`` (layer over the number of blocks), ``metric``, ``value``, ``ci_low``
+        and ``ci_high``.
+    reported : DataFrame
+        ``depth``, ``metric``, ``value`` (NaN where only a span of layers is reported), ``depth_to``
+        and ``text``.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for axis, (metric, label) in zip(
+        axes, {"accuracy": "accuracy", "ece": "ECE"}.items(), strict=True
+    ):
+        of_metric = curves[curves["metric"] == metric]
+        for place, (name, one) in enumerate(of_metric.groupby("report", sort=False)):
+            color = PALETTE[place % len(PALETTE)]
+            look = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5}
+            axis.plot(one["depth"], one["value"], color=color, label=name, **look)
+            axis.fill_between(
+                one["depth"], one["ci_low"], one["ci_high"], color=color, alpha=0.12, lw=0
+            )
+        for row in reported[reported["metric"] == metric].itertuples():
+            if pd.isna(row.value):
+                axis.axvspan(row.depth, row.depth_to, color=GREY, alpha=0.3, lw=0, label=row.text)
+            else:
+                axis.plot(row.depth, row.value, "*", ms=13, color=INK, mfc="white", label=row.text)
+        axis.set(ylabel=label, ylim=(0, 1 if metric == "accuracy" else None), xlim=(0, 1.01))
+    axes[1].set_xlabel("relative depth (layer / number of blocks)")
+    found = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= {label: handle for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(
+        found.values(), found, loc="outside lower center", ncols=2, fontsize="small", frameon=False
+    )
+    return figure
+
+
+def rule_graph(edges: Sequence[tuple[str, str]]) -> Figure:
+    """Rules of the workflow, each above those that read what it makes.
+
+    Parameters
+    ----------
+    edges : sequence of (str, str)
+        From the rule that makes a file to the rule that reads it.
+
+    Returns
+    -------
+    Figure
+    """
+    theme()
+    graph = networkx.transitive_reduction(networkx.DiGraph(edges))
+    # as low as what reads it allows
+    rows = list(networkx.topological_generations(graph.reverse()))
+    place: dict[str, tuple[float, int]] = {}
+    for height, row in enumerate(rows):
+        # each where those that read it are on average, so that few arrows cross
+        wanted = {
+            rule: sum(place[one][0] for one in graph.successors(rule))
+            / max(graph.out_degree(rule), 1)
+            for rule in row
+        }
+        for column, rule in enumerate(sorted(row, key=lambda rule: (wanted[rule], rule))):
+            place[rule] = column - (len(row) - 1) / 2, height
+    widest = max(map(len, rows))
+    figure = Figure(figsize=(2.1 * widest + 0.4, 0.75 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for source, target in graph.edges:
+        arrow = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14}
+        axis.annotate("", place[target], place[source], arrowprops=arrow)
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": PALETTE[0]}
+    for rule, at in place.items():
+        axis.text(*at, rule.replace("_", " "), ha="center", va="center", size="small", bbox=box)
+    axis.set(xlim=(-widest / 2, widest / 2), ylim=(-0.5, len(rows) - 0.5))
+    axis.set_axis_off()
+    return figure
+
+
+def nothing(reason: str) -> Figure:
+    """A figure that says why there is nothing to show."""
+    theme()
+    figure = Figure(figsize=(8.5, 1))
+    figure.text(0.02, 0.5, reason, va="center")
     return figure

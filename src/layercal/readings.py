@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax, logsumexp
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 from threadpoolctl import threadpool_limits
 
 from layercal import InputError, calibration, resampling
@@ -309,3 +309,28 @@ def auroc_values(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
         place[kind] = (everywhere[kind] - rankdata(confidence[kind])) / (~kind).sum()
     place[~right] = 1 - place[~right]
     return area + (place - area) / np.where(right, right.mean(), 1 - right.mean())
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> pd.DataFrame:
+    """Accuracy and mean confidence of each confidence bin that holds questions.
+
+    Parameters
+    ----------
+    confidence, correct : array, shape (n,)
+    n_bins : int
+        Of equal width.
+
+    Returns
+    -------
+    DataFrame
+        ``bin`` (its upper edge), ``n``, ``confidence``, ``accuracy`` with ``ci_low`` and
+        ``ci_high``, 95 % Wilson intervals (questions taken as independent).
+    """
+    table = calibration.bin_table(confidence, correct, n_bins)
+    rows = []
+    for b in np.flatnonzero(table.count):
+        n, accuracy = int(table.count[b]), float(table.accuracy[b])
+        low, high = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+        head = {"bin": (b + 1) / n_bins, "n": n, "confidence": float(table.confidence[b])}
+        rows.append({**head, "accuracy": accuracy, "ci_low": float(low), "ci_high": float(high)})
+    return pd.DataFrame(rows)

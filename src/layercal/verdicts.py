@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from layercal import baselines, dimensions, resampling
+from layercal import baselines, dimensions, readings, resampling
 from layercal.directions import FROM
 from layercal.evaluation import Sweep, cross_select
 from layercal.scoring import relative_change
@@ -329,7 +329,8 @@ def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame) -> list[dic
     -------
     list of dict
         ``claim``, ``outcome`` (``confirmed``, ``refuted``, ``undecided``, ``nothing to gain`` or
-        ``not applicable``) and ``evidence`` in words.
+        ``not applicable``), ``evidence`` in words, and the number that it rests on: ``measure``,
+        ``value`` with ``ci_low`` and ``ci_high`` (95 %), and ``n`` questions.
     """
     above_chance = phase["accuracy_final_low"] > phase["chance"]
     primary = [row for row in rows if row["direction"] == rows[0]["direction"]]
@@ -338,19 +339,38 @@ def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame) -> list[dic
         of_mode = [row for row in primary if row["mode"] == mode]
         best = min(of_mode, key=_surest_lowered)
         lowers = _lowers(of_mode) if above_chance else "not applicable"
-        start = f"{best['direction']}, {mode}: "
-        text = f"{start}it lowers ECE, more than random directions do"
-        found.append({"claim": text, "outcome": lowers, "evidence": best["verdict"]})
-        for text, decide in FURTHER_CLAIMS.items():
-            outcome, evidence = decide(best) if lowers == "confirmed" else ("not applicable", "")
-            evidence = f"{evidence} {best['verdict']}".strip()
-            found.append({"claim": start + text, "outcome": outcome, "evidence": evidence})
+        decided = {LOWERS: (lowers, "ece", best["verdict"])}
+        for text, (change, decide) in FURTHER_CLAIMS.items():
+            outcome = decide(best) if lowers == "confirmed" else "not applicable"
+            decided[text] = outcome, change, f"{_in_words(best, change)} {best['verdict']}"
+        for text, (outcome, change, evidence) in decided.items():
+            found.append(
+                {
+                    "claim": f"{best['direction']}, {mode}: {text}",
+                    "outcome": outcome,
+                    "evidence": evidence,
+                    "measure": f"change of {MEASURES[change]}, steered at layer {best['layer']}",
+                    "value": best[f"{change}_change"],
+                    "ci_low": best[f"{change}_change_low"],
+                    "ci_high": best[f"{change}_change_high"],
+                    "n": best["n"],
+                }
+            )
     return [*found, _dimension_claim(by_rank, phase["exists"])]
 
 
 def _surest_lowered(row: dict) -> tuple:
     """Order of rows: those that are lowered first, by falling certainty."""
     return row["outcome"] != "lowered", row["ece_p_holm"], row["ece_change"]
+
+
+def _in_words(row: dict, change: str) -> str:
+    """A change with its interval and, where it is tested, its p-value."""
+    p = f", p = {row[f'{change}_p_holm']:.2g} after Holm" if change in TESTED else ""
+    return (
+        f"{MEASURES[change]} changes by {row[f'{change}_change']:+.3f} (95 % CI "
+        f"{row[f'{change}_change_low']:+.3f} to {row[f'{change}_change_high']:+.3f}{p})."
+    )
 
 
 def _phase_claim(phase: dict, above_chance: bool) -> dict:
@@ -364,6 +384,11 @@ def _phase_claim(phase: dict, above_chance: bool) -> dict:
         "claim": "a confidence correction phase exists",
         "outcome": outcome,
         "evidence": phase["reason"],
+        "measure": f"fall of ECE, layer {phase['peak_layer']} to {phase['final_layer']}",
+        "value": phase["correction"],
+        "ci_low": phase["ci_low"],
+        "ci_high": phase["ci_high"],
+        "n": phase["n"],
     }
 
 
@@ -376,44 +401,82 @@ def _lowers(rows: list[dict]) -> str:
     return "refuted" if outcomes <= {"raised", "lowered, as by random directions"} else "undecided"
 
 
-def _harmless(row: dict) -> tuple[str, str]:
+def _harmless(row: dict) -> str:
     if row["accuracy_kept"]:
-        return "confirmed", ""
-    harmed = row["accuracy_change_high"] < -row["accuracy_margin"]
-    return "refuted" if harmed else "undecided", ""
+        return "confirmed"
+    return "refuted" if row["accuracy_change_high"] < -row["accuracy_margin"] else "undecided"
 
 
-def _falls(name: str, what: str):
+def _falls(change: str):
     """Whether a further change lies below 0, beyond Holm's level."""
 
-    def decide(row: dict) -> tuple[str, str]:
-        change, p = row[f"{name}_change"], row[f"{name}_p_holm"]
-        evidence = (
-            f"{what} changes by {change:+.3f} (95 % CI {row[f'{name}_change_low']:+.3f} to "
-            f"{row[f'{name}_change_high']:+.3f}, p = {p:.2g} after Holm)."
-        )
-        if p > 0.05:
-            return "undecided", evidence
-        return "confirmed" if change < 0 else "refuted", evidence
+    def decide(row: dict) -> str:
+        if row[f"{change}_p_holm"] > 0.05:
+            return "undecided"
+        return "confirmed" if row[f"{change}_change"] < 0 else "refuted"
 
-    return decide
+    return change, decide
 
 
+LOWERS = "it lowers ECE, more than random directions do"
+# claim -> the change that it rests on, and how it is decided
 FURTHER_CLAIMS = {
-    "it lowers MCE too": _falls("mce", "MCE"),
-    "it leaves accuracy within the margin": _harmless,
-    "its gain is there with the norm's scale frozen": _falls(
-        "frozen", "With the norm's scale frozen ECE"
-    ),
-    "it adds to what temperature scaling gains": _falls(
-        "beyond_temperature", "With both readings temperature-scaled ECE"
-    ),
+    "it lowers MCE too": _falls("mce"),
+    "it leaves accuracy within the margin": ("accuracy", _harmless),
+    "its gain is there with the norm's scale frozen": _falls("frozen"),
+    "it adds to what temperature scaling gains": _falls("beyond_temperature"),
+}
+MEASURES = {
+    "ece": "ECE",
+    "mce": "MCE",
+    "accuracy": "accuracy",
+    "frozen": "ECE, norm's scale frozen",
+    "beyond_temperature": "ECE, both sides temperature-scaled",
 }
 
 
 def _dimension_claim(table: pd.DataFrame, exists: bool) -> dict:
+    layer = int(table["layer"].min())
+    first = table[table["layer"] == layer].iloc[0]
+    value, low, high = (
+        float(rank) if np.isfinite(rank) else None  # JSON has no infinity
+        for rank in first[["rank_90", "rank_90_low", "rank_90_high"]]
+    )
     return {
         "claim": "the correction is low-dimensional",
         "outcome": "see the number" if exists else "not applicable",
-        "evidence": dimensions.in_words(table, int(table["layer"].min())),
+        "evidence": dimensions.in_words(table, layer),
+        "measure": f"dimensions for 90 % of the fall of ECE from layer {layer}",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": int(first["n"]),
     }
+
+
+def reliability(sweep: Sweep, name: str, n_bins: int) -> list[dict]:
+    """Bins of a reliability diagram, unsteered and steered by a direction.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    name : str
+        Of the direction; it is added at the first layer of the sweep, the peak, where it is read
+        at the steered layer, else at the layer chosen with the scale.
+    n_bins : int
+
+    Returns
+    -------
+    list of dict
+        ``mode``, ``steered`` and the columns of :func:`layercal.readings.reliability`; scales as
+        in :func:`summarise`.
+    """
+    rows = []
+    for mode in sweep.modes:
+        *_, places = [[0]] if mode == "lens" else _places(sweep, mode)
+        logits = _settings(sweep, mode, name, places)
+        after = _scored(sweep, logits, _choose(sweep, logits, places))
+        for steered, read in ((False, sweep.unsteered(mode, places[0])), (True, after)):
+            table = readings.reliability(*sweep.read(read), n_bins)
+            rows += table.assign(mode=mode, steered=steered).to_dict("records")
+    return rows

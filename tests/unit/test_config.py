@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from layercal import InputError, question_sources
+from layercal import InputError, plates, question_sources
 from layercal.config import check, check_registry, key_tables
 
 SOURCE = ROOT / "src/layercal"
@@ -221,7 +221,7 @@ def test_rules_list_all_code_they_run(path, rule, stage, listed):
     if "--device" in block:  # the model is loaded by what these stages share
         expected |= needed("model")
     if "reports/notebooks" in block:
-        expected |= needed("figures") | needed("dimensions")
+        expected |= needed("plates") | needed("pages") | needed("dimensions")
     assert listed == expected
 
 
@@ -246,3 +246,10 @@ def test_dvc_mirrors_the_rules(path):
         used.add("extract")
     listed = next((set(p["config/config.yaml"]) for p in stage["params"]), set())
     assert used <= listed
+
+
+def test_rules_list_every_figure():
+    listed = re.search(r"FIGURES = \[([^]]*)\]", (ROOT / "workflow/rules/reports.smk").read_text())[
+        1
+    ]
+    assert re.findall(r'"([^"]+)"', listed) == list(plates.PLATES)

@@ -53,6 +53,7 @@ def tables(rng):
     weights = resampling.resample_weights(60, 100, 0)
     logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None]
     by_rank = dimensions.table(logits, read.answer, weights, [2], [0, 1, 2])
+    by_rank["explained"] = [0, 0.6, 0.9]
     steered = evaluation.dose_response(made), directions, by_rank, pd.DataFrame(rows)
     shares = pd.DataFrame(
         {"layer": layer, "what": what, "rule": rule, "size": 3, "share": 0.1 * layer, "chance": 0.2}

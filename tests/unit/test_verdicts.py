@@ -16,6 +16,10 @@ PHASE = {
     "rises": False,
     "peak_layer": 1,
     "final_layer": 2,
+    "n": 90,
+    "correction": 0.2,
+    "ci_low": 0.1,
+    "ci_high": 0.3,
     "reason": "as planted",
 }
 DIMENSIONS = pd.DataFrame(
@@ -88,6 +92,13 @@ def test_claims(rng):
         start + "it adds to what temperature scaling gains": "undecided",
         "the correction is low-dimensional": "see the number",
     }
+    numbers = pd.DataFrame(verdicts.claims(PHASE, rows, DIMENSIONS)).set_index("measure")
+    assert numbers.loc["fall of ECE, layer 1 to 2", "value"] == 0.2
+    change = numbers.loc["change of MCE, steered at layer 2"]
+    assert change["value"] < 0 and change["ci_low"] < change["ci_high"] < 0 and change["n"] == 600
+    kept = numbers.loc["change of accuracy, steered at layer 2", ["ci_low", "ci_high"]]
+    assert kept.abs().max() < 0.02
+    assert np.isnan(numbers["ci_high"].iloc[-1])  # more dimensions than were tried
     rows = verdicts.summarise(sweep(rng, HELPS, random_factors=HELPS), ["update-mean"], True)
     found = {claim["claim"]: claim["outcome"] for claim in verdicts.claims(PHASE, rows, DIMENSIONS)}
     assert found[start + "it lowers ECE, more than random directions do"] == "refuted"
@@ -118,11 +129,12 @@ def row(layer, outcome, p, change, **further):
     """A verdict whose further changes are all undecided unless told."""
     tested = {
         f"{name}_{key}": value
-        for name in ("mce", "frozen", "beyond_temperature")
+        for name in ("ece", "mce", "accuracy", "frozen", "beyond_temperature")
         for key, value in (("change", -0.01), ("change_low", -0.03), ("change_high", 0.01))
     }
     tested |= dict.fromkeys(("mce_p_holm", "frozen_p_holm", "beyond_temperature_p_holm"), 0.3)
     return {
+        **tested,
         "direction": "update-mean",
         "mode": "lens",
         "layer": layer,
@@ -130,10 +142,9 @@ def row(layer, outcome, p, change, **further):
         "ece_p_holm": p,
         "ece_change": change,
         "accuracy_kept": False,
-        "accuracy_change_high": 0.01,
         "accuracy_margin": 0.02,
         "verdict": f"layer {layer}: {outcome}",
-        **tested,
+        "n": 90,
         **further,
     }
 
@@ -251,3 +262,16 @@ def test_dimensions(rng):
     assert none["share"].isna().all() and np.isinf(none["rank_90"]).all()
     assert "Layer 7: 2 principal direction(s)" in dimensions.in_words(found, 7)
     assert "more than 2 principal direction(s)" in dimensions.in_words(none, 7)
+
+
+def test_reliability_is_that_of_what_is_scored(rng):
+    made = sweep(rng, HELPS)
+    (row,) = steered(made)
+    found = pd.DataFrame(verdicts.reliability(made, "update-mean", 10))
+    for state, expected in ((False, "ece_before"), (True, "ece_after")):
+        bins = found[found["steered"] == state]
+        gap = (bins["accuracy"] - bins["confidence"]).abs()
+        assert (gap * bins["n"]).sum() / bins["n"].sum() == pytest.approx(row[expected])
+        assert bins["n"].sum() == row["n"]
+        assert (bins["ci_low"] <= bins["accuracy"]).all()
+        assert (bins["accuracy"] <= bins["ci_high"]).all()

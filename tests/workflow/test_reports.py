@@ -1,19 +1,111 @@
-"""What stands in the rendered reports of a finished study."""
+"""What stands in the rendered reports of a finished study, read in a real browser without a net."""
 
+import io
 import json
+import re
+import shutil
+import zipfile
 
+import matplotlib.image
+import nbformat
+import pandas as pd
 import pytest
-from project import MARKUP
+from playwright.sync_api import sync_playwright
+from project import MARKUP, snakemake
+
+from layercal import plates
 
 pytestmark = pytest.mark.workflow
+PAGES = ["index.html", "atlas.html", "tiny-own.html"]
 
 
-def test_markup_is_shown_as_text(finished):
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium")
+    if not path:
+        pytest.skip("the browser needs Debian's package chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser, finished):
+    """Open a page from disk, offline; whatever it complains of fails the test."""
+    context, faults = browser.new_context(offline=True), []
+    page = context.new_page()
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("requestfailed", lambda request: faults.append(request.url))
+    page.on("dialog", lambda dialog: (faults.append("a script ran"), dialog.dismiss()))
+
+    def go(name, width=1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto((finished / "reports/rendered" / name).as_uri())
+        return page
+
+    yield go
+    context.close()
+    assert not faults
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_figures_are_there_and_described(visit, name):
+    images = visit(name).locator("img").all()
+    assert images
+    for image in images:
+        assert len(image.get_attribute("alt")) > 20
+        pixels = matplotlib.image.imread(io.BytesIO(image.screenshot()))[..., :3]
+        assert 0.002 < (pixels < 0.9).any(-1).mean() < 0.9, image.get_attribute("alt")
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [1280, 640, 390])
+def test_pages_fit_their_window(visit, name, width):
+    """Tables and figures scroll inside; the page itself never sideways."""
+    page = visit(name, width)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for table in page.locator("table").all():
+        box = table.locator("xpath=..").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere_and_pages_are_small(visit, finished, name):
+    path = finished / "reports/rendered" / name
+    assert path.stat().st_size < 5e6
+    page = visit(name)
+    for link in page.locator("a").all():
+        place, _, anchor = link.get_attribute("href").partition("#")
+        assert not place or (path.parent / place).exists(), place
+        assert place or page.locator(f"[id='{anchor}']").count() == 1, anchor
+
+
+def test_the_table_of_the_atlas_sorts(visit):
+    page = visit("atlas.html")
+    head = page.locator("th", has=page.get_by_role("button", name="ECE at peak"))
+    column = head.evaluate("cell => cell.cellIndex")
+
+    def values():
+        cells = page.locator(f"table.sortable tbody td:nth-child({column + 1})").all()
+        return [float(cell.get_attribute("data-value")) for cell in cells]
+
+    for direction, reverse in (("ascending", False), ("descending", True)):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        assert values() == sorted(values(), reverse=reverse) and len(values()) == 2
+    # what is missing stays last, whichever way
+    for _ in range(2):
+        page.get_by_role("button", name="chance").click()
+        assert "not measured here" in page.locator("table.sortable tbody tr").last.inner_text()
+
+
+def test_markup_is_shown_as_text(visit, finished):
     """The small study's description, licence, subjects and questions are all markup."""
-    for name in ("tiny-own.html", "index.html"):
-        assert MARKUP not in (finished / f"reports/rendered/{name}").read_text()
-    page = (finished / "reports/rendered/tiny-own.html").read_text()
-    assert page.count("&lt;script&gt;alert(1)") >= 2
+    for name in PAGES:
+        assert MARKUP not in (finished / "reports/rendered" / name).read_text()
+    assert visit("tiny-own.html").inner_text("body").count(MARKUP) >= 2
 
 
 def test_the_report_says_how_it_was_made(finished):
@@ -25,3 +117,46 @@ def test_the_report_says_how_it_was_made(finished):
     for text in ("dtype: torch.float32", "seed: 0", f"torch: {made['packages']['torch']}"):
         assert text in page
     assert "provenance" not in (finished / "dvc.lock").read_text()
+
+
+def test_claims_have_numbers(visit, finished):
+    path = finished / "results/steering/tiny/own/summary.json"
+    claims = json.loads(path.read_text())["claims"]
+    said = visit("tiny-own.html").inner_text("body")
+    for claim in claims:
+        assert claim["claim"] in said and claim["measure"] in said and claim["evidence"] in said
+        assert claim["n"] == 24 and claim["outcome"] in said
+    latex = (finished / "reports/rendered/tiny-own/figures/claims.tex").read_text()
+    assert latex.count(r"\\") == len(claims) + 1 and r"\toprule" in latex
+
+
+def test_figures_in_notebooks_are_described(finished):
+    notebook = nbformat.read(finished / "reports/rendered/tiny-own.ipynb", 4)
+    shown = "".join(
+        str(out.get("data", "")) for c in notebook.cells for out in c.get("outputs", [])
+    )
+    images = re.findall(r"<img [^>]*>", shown)
+    assert len(images) > 10 and all(re.search(r'alt="[^"]{20,}', one) for one in images)
+
+
+def test_every_figure_is_kept_for_papers(finished):
+    folder = finished / "reports/rendered/tiny-own/figures"
+    for name in plates.PLATES:
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(pd.read_csv(folder / f"{name}.csv"))
+    metrics = pd.read_parquet(finished / "results/lens/tiny/own/metrics.parquet")
+    rows = metrics.query("metric == 'ece' and n_bins == 10 and group == 'all' and lens == 'logit'")
+    kept = pd.read_csv(folder / "layer-curves.csv").query("metric == 'ece'")
+    assert kept["value"].tolist() == pytest.approx(rows["value"].tolist())
+
+
+def test_snakemakes_own_report(study):
+    for name in ("report.zip", "report.html"):
+        done = snakemake(study, "--report", name)
+        assert done.returncode == 0, done.said
+    with zipfile.ZipFile(study / "report.zip") as bundle:
+        page = "".join(bundle.read(n).decode() for n in bundle.namelist() if n.endswith(".html"))
+        held = {one.rpartition("/")[2] for one in bundle.namelist()}
+    assert {"atlas.html", "workflow.png", "tiny-own.html", "tiny-own.png"} <= held
+    for text in ("Overview", "Layer curves", "side by side on relative depth"):
+        assert text in page

@@ -1,6 +1,29 @@
-# REQUIRED INPUTS: results/lens, results/directions, results/steering, reports/notebooks/
-# OUTPUTS: reports/rendered/{model}-{questions}.html (and .ipynb, .png, .pdf), index.html,
-#          explore.html
+# REQUIRED INPUTS: results/extract, results/lens, results/directions, results/steering,
+#                  resources/, reports/notebooks/
+# OUTPUTS: reports/rendered/{model}-{questions}.html (and .ipynb, .png),
+#          {model}-{questions}/figures/ (each figure as PDF and CSV, claims.tex),
+#          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html
+
+# of every report; src/layercal/plates.py draws them
+FIGURES = [
+    "layer-curves",
+    "depth-curves",
+    "reliability",
+    "letters",
+    "lenses",
+    "categories",
+    "languages",
+    "category-map",
+    "subject-map",
+    "cosines",
+    "dimensions",
+    "dose-lens",
+    "dose-network",
+    "transfer",
+    "null-space",
+    "neurons",
+    "attribution",
+]
 
 
 rule reports:
@@ -9,14 +32,41 @@ rule reports:
         "reports/rendered/explore.html",
 
 
-rule draw_main_figure:
+rule draw_figures:
     input:
+        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        options="results/lens/{model}/{questions}/options.parquet",
         metrics="results/lens/{model}/{questions}/metrics.parquet",
         phase="results/lens/{model}/{questions}/phase.json",
-        code=expand("src/layercal/{module}.py", module=["figures", "stages/figure"]),
+        directions="results/directions/{model}/{questions}/directions.parquet",
+        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
+        nullspace="results/directions/{model}/{questions}/nullspace.parquet",
+        neurons="results/directions/{model}/{questions}/neurons.parquet",
+        sweep="results/steering/{model}/{questions}/sweep.parquet",
+        summary="results/steering/{model}/{questions}/summary.json",
+        code=expand(
+            "src/layercal/{module}.py",
+            module=[
+                "calibration",
+                "figures",
+                "plates",
+                "questions",
+                "readings",
+                "resampling",
+                "sources",
+                "stages/figure",
+            ],
+        ),
     output:
-        png="reports/rendered/{model}-{questions}.png",
-        pdf="reports/rendered/{model}-{questions}.pdf",
+        png=report(
+            "reports/rendered/{model}-{questions}.png",
+            caption="../report/curves.rst",
+            category="Layer curves",
+            labels={"model": "{model}", "questions": "{questions}"},
+        ),
+        pdfs=expand("reports/rendered/{{model}}-{{questions}}/figures/{figure}.pdf", figure=FIGURES),
+        csvs=expand("reports/rendered/{{model}}-{{questions}}/figures/{figure}.csv", figure=FIGURES),
+        claims="reports/rendered/{model}-{questions}/figures/claims.tex",
     log:
         "logs/reports/{model}-{questions}.figure.log",
     benchmark:
@@ -25,13 +75,17 @@ rule draw_main_figure:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=2000,
         runtime=10,
     message:
-        "Drawing the layer curves of {wildcards.model} on {wildcards.questions}"
+        "Drawing the figures of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.figure --metrics {input.metrics} --phase {input.phase}"
-        " --png {output.png} --pdf {output.pdf} --log {log}"
+        "python -m layercal.stages.figure --prompts {input.prompts} --options {input.options}"
+        " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
+        " --dimensions {input.dimensions} --nullspace {input.nullspace}"
+        " --neurons {input.neurons} --sweep {input.sweep} --summary {input.summary}"
+        " --png {output.png} --pdfs {output.pdfs} --csvs {output.csvs} --claims {output.claims}"
+        " --log {log}"
 
 
 rule render_report:
@@ -40,6 +94,7 @@ rule render_report:
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
         prompts="results/extract/{model}/{questions}/prompts.parquet",
+        options="results/lens/{model}/{questions}/options.parquet",
         metrics="results/lens/{model}/{questions}/metrics.parquet",
         phase="results/lens/{model}/{questions}/phase.json",
         directions="results/directions/{model}/{questions}/directions.parquet",
@@ -54,6 +109,10 @@ rule render_report:
                 "calibration",
                 "dimensions",
                 "figures",
+                "pages",
+                "plates",
+                "questions",
+                "readings",
                 "resampling",
                 "sources",
                 "stages/report",
@@ -83,10 +142,88 @@ rule render_report:
         "python -m layercal.stages.report --notebook {input.notebook}"
         " --model {wildcards.model} --questions {wildcards.questions}"
         " --manifest {input.manifest} --rejected {input.rejected} --prompts {input.prompts}"
-        " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
-        " --dimensions {input.dimensions} --nullspace {input.nullspace}"
-        " --neurons {input.neurons} --sweep {input.sweep} --summary {input.summary}"
-        " --out {output.notebook} --html {output.html} --log {log}"
+        " --options {input.options} --metrics {input.metrics} --phase {input.phase}"
+        " --directions {input.directions} --dimensions {input.dimensions}"
+        " --nullspace {input.nullspace} --neurons {input.neurons} --sweep {input.sweep}"
+        " --summary {input.summary} --out {output.notebook} --html {output.html} --log {log}"
+
+
+rule render_atlas:
+    input:
+        metrics=expand(
+            "results/lens/{model}/{questions}/metrics.parquet",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        phases=expand(
+            "results/lens/{model}/{questions}/phase.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        summaries=expand(
+            "results/steering/{model}/{questions}/summary.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        code=expand(
+            "src/layercal/{module}.py", module=["figures", "pages", "sources", "stages/atlas"]
+        ),
+    output:
+        html=report(
+            "reports/rendered/atlas.html", caption="../report/atlas.rst", category="Overview"
+        ),
+        pdf="reports/rendered/atlas.pdf",
+        csv="reports/rendered/atlas.csv",
+    log:
+        "logs/reports/atlas.log",
+    benchmark:
+        "logs/benchmarks/reports/atlas.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        reports=expand("{model}-{questions}", model=config["models"], questions=config["questions"]),
+    message:
+        "Rendering the atlas of all models and question sets"
+    shell:
+        "python -m layercal.stages.atlas --reports {params.reports} --metrics {input.metrics}"
+        " --phases {input.phases} --summaries {input.summaries} --out {output.html}"
+        " --pdf {output.pdf} --csv {output.csv} --log {log}"
+
+
+rule draw_workflow:
+    input:
+        rules=[
+            "Snakefile",
+            *expand(
+                "workflow/rules/{phase}.smk",
+                phase=["fetch", "extract", "lens", "directions", "steering", "reports"],
+            ),
+        ],
+        code=expand("src/layercal/{module}.py", module=["figures", "stages/rulegraph"]),
+    output:
+        png=report(
+            "reports/rendered/workflow.png", caption="../report/rules.rst", category="Overview"
+        ),
+        pdf="reports/rendered/workflow.pdf",
+    log:
+        "logs/reports/workflow.log",
+    benchmark:
+        "logs/benchmarks/reports/workflow.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing the rules of this workflow"
+    shell:
+        "snakemake --rulegraph dot reports 2> {log} | python -m layercal.stages.rulegraph"
+        " --png {output.png} --pdf {output.pdf} --log {log}"
 
 
 rule render_index:
@@ -106,10 +243,12 @@ rule render_index:
             model=config["models"],
             questions=config["questions"],
         ),
+        atlas="reports/rendered/atlas.html",
+        workflow="reports/rendered/workflow.png",
         code=expand("src/layercal/{module}.py", module=["sources", "stages/index"]),
     output:
         html=report(
-            "reports/rendered/index.html", caption="../report/index.rst", category="Reports"
+            "reports/rendered/index.html", caption="../report/index.rst", category="Overview"
         ),
     log:
         "logs/reports/index.log",

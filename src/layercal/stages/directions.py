@@ -155,27 +155,36 @@ def _parts(args, model, name: str, primary: torch.Tensor) -> dict[str, torch.Ten
 
 
 def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
-    """Held-out readings of patched residuals by rank, and what they amount to."""
+    """Held-out readings of patched residuals by rank, and what they amount to.
+
+    ``explained`` is the share of the squared norm of h[L] - h[layer] in those dimensions.
+    """
     n, width = len(fold), split.residuals.shape[-1]
     # no more directions than the smallest fit has questions
     most = min(width, n - int(np.bincount(fold).max()))
     ranks = sorted({0, *(min(2**power, most) for power in range(width.bit_length()))})
     lacking = np.isneginf(split.logits[:, 0])[:, None]
     final = split.logits[:, -1:]
-    by_layer = []
+    by_layer, explained = [], []
     for layer in layers:
         patched = torch.empty(n, len(ranks), width)
+        kept = torch.zeros(len(ranks))
         for f in range(args.folds):
             basis = directions.principal(split.take(fold != f), layer, ranks[-1])
             inside = fold == f
             patched[inside] = directions.patched(split.take(inside), basis, layer, ranks)
+            parts = (split.take(inside).differences(layer) @ basis.T).pow(2).sum(0)
+            kept += torch.stack([parts[:rank].sum() for rank in ranks])
+        explained += (kept / split.differences(layer).pow(2).sum()).tolist()
         with torch.inference_mode():
             read = split.model.option_logits(patched, split.option_ids).cpu().numpy()
         by_layer.append(np.concatenate([np.where(lacking, -np.inf, read), final], 1))
     weights = resampling.cluster_weights(
         pd.factorize(pd.Series(clusters))[0], args.draws, args.seed
     )
-    return dimensions.table(np.stack(by_layer), split.answer, weights, layers, ranks, args.n_bins)
+    stacked = np.stack(by_layer)
+    found = dimensions.table(stacked, split.answer, weights, layers, ranks, args.n_bins)
+    return found.assign(explained=explained)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ td { font-variant-numeric: tabular-nums }
 <p>Each model is read layer by layer through its own final norm and unembedding. A confidence
 correction phase exists when the model answers above chance and its calibration error falls after
 accuracy has settled, both beyond their 95 % intervals.</p>
-<p><a href="explore.html">Explore the layers</a>: slide over them, and follow each question.</p>
+<p><a href="atlas.html">Atlas</a>: all models side by side.
+<a href="explore.html">Explore the layers</a>: slide over them, and follow each question.</p>
 {% for name, found in reports %}
 <section>
 <h2><a href="{{ name }}.html">{{ name }}</a></h2>
@@ -45,9 +46,15 @@ accuracy has settled, both beyond their 95 % intervals.</p>
 <p><a href="{{ name }}.html"><img src="{{ name }}.png"
   alt="Accuracy, confidence and ECE of {{ name }} over its layers"></a></p>
 <p><a href="{{ name }}.html">Report</a> · <a href="{{ name }}.ipynb">notebook</a> ·
-<a href="{{ name }}.pdf">figure as PDF</a></p>
+<a href="{{ name }}/figures/layer-curves.pdf">figure as PDF</a> ·
+<a href="{{ name }}/figures/claims.tex">claims as LaTeX</a></p>
 </section>
 {% endfor %}
+<section>
+<h2>How the pages are made</h2>
+<p><a href="workflow.pdf"><img src="workflow.png"
+  alt="Rules of the workflow, from fetching models and questions to this page"></a></p>
+</section>
 </body>
 </html>
 """

@@ -6,12 +6,13 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
-from layercal import sources, stages
+from layercal import pages, sources, stages
 
 TABLES = (
     "manifest",
     "rejected",
     "prompts",
+    "options",
     "metrics",
     "phase",
     "directions",
@@ -37,18 +38,24 @@ def main() -> None:
 
 
 def stage(args) -> None:
-    """Write the executed notebook and its HTML, both without times, code folded away."""
+    """Write the executed notebook and its HTML, both without times, the code left out of HTML."""
     parameters = {name: str(getattr(args, name)) for name in ("model", "questions", *TABLES)}
     notebook = papermill.execute_notebook(
         args.notebook, None, parameters, kernel_name="python3", progress_bar=False
     )
     strip_times(notebook)
     sources.write_atomically(args.out, nbformat.writes(notebook))
+    # "basic" is the cells alone: the full templates load scripts from the network
     exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
     )
-    name = {"metadata": {"name": f"{args.model} on {args.questions}"}}
-    page, _ = exporter.from_notebook_node(notebook, resources=name)
+    body, _ = exporter.from_notebook_node(notebook)
+    body = body.replace("</h1>", "</h1>" + pages.contents(body), 1)
+    page = pages.page(f"{args.model} on {args.questions}", body)
     sources.write_atomically(args.html, page)
 
 

@@ -61,6 +61,7 @@ def stage(args) -> None:
         "verdicts": rows,
         "transfer": verdicts.transfer(sweep, of_kind, fitted_on),
         "attribution": _without_parts(sweep, without, phase),
+        "reliability": verdicts.reliability(sweep, estimators[0], args.n_bins),
     }
     sources.write_atomically(args.out, evaluation.dose_response(sweep).to_parquet(index=False))
     sources.write_atomically(args.summary, json.dumps(summary, indent=2) + "\n")
