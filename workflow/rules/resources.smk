@@ -1,0 +1,39 @@
+# What jobs ask of a machine, each retry for more. No result depends on it.
+
+GPU = int(config["extract"]["device"] == "cuda")
+
+
+def weights_mb(model):
+    """Size of a model's weights; until it is fetched, as its entry says, else that of 8B."""
+    files = Path("resources/models", model).glob("*.safetensors")
+    here = sum(path.stat().st_size for path in files)
+    # a quantised GGUF of that size is about 3.5 times as large as bfloat16
+    return (here or 3.5 * MODELS[model].get("size", 4.6e9)) / 1e6
+
+
+def memory(base, copies=0):
+    """MB for a job: a base, its model if it runs one, and so many copies of its inputs."""
+
+    def mem_mb(wildcards, input, attempt):
+        # bfloat16 on the disk may be float32 in memory; on its way to a GPU it stays as it is
+        weights = (1 if GPU else 2) * weights_mb(wildcards.model)
+        return int(attempt * (base + weights + copies * input.size_mb))
+
+    return mem_mb
+
+
+def growing(base):
+    """The same for every job: a base, so much more at each retry."""
+    return lambda wildcards, attempt: base * attempt
+
+
+def minutes(base):
+    """Minutes for a job that runs a model: base is that of 2B parameters, or of any on a GPU."""
+
+    def runtime(wildcards, attempt):
+        gigabytes = weights_mb(wildcards.model) / 1e3
+        # to a GPU the weights are read and hashed at one GB a minute at worst
+        longer = base + gigabytes if GPU else base * max(1, gigabytes / 4)
+        return int(attempt * longer)
+
+    return runtime
