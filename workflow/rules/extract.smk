@@ -69,7 +69,7 @@ rule extract_residuals:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=memory(4000),
+        mem_mb=mb_of_model(4000),
         runtime=minutes(120),
         gpu=GPU,
     params:

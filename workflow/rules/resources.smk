@@ -11,20 +11,31 @@ def weights_mb(model):
     return (here or 3.5 * MODELS[model].get("size", 4.6e9)) / 1e6
 
 
-def memory(base, copies=0):
-    """MB for a job: a base, its model if it runs one, and so many copies of its inputs."""
+def size_mb(paths):
+    """Size of those files that are there."""
+    return sum(os.path.getsize(path) for path in paths if os.path.exists(path)) / 1e6
+
+
+def growing(base):
+    """As much again at each retry."""
+    return lambda wildcards, attempt: base * attempt
+
+
+def mb(base, copies):
+    """MB for a job that holds so many copies of its inputs."""
+    return lambda wildcards, input, attempt: int(attempt * (base + copies * size_mb(input)))
+
+
+def mb_of_model(base, copies=0):
+    """MB for a job that runs a model, and holds so many copies of its inputs."""
 
     def mem_mb(wildcards, input, attempt):
         # bfloat16 on the disk may be float32 in memory; on its way to a GPU it stays as it is
         weights = (1 if GPU else 2) * weights_mb(wildcards.model)
-        return int(attempt * (base + weights + copies * input.size_mb))
+        held = copies and copies * size_mb(input)
+        return int(attempt * (base + weights + held))
 
     return mem_mb
-
-
-def growing(base):
-    """The same for every job: a base, so much more at each retry."""
-    return lambda wildcards, attempt: base * attempt
 
 
 def minutes(base):
@@ -32,7 +43,7 @@ def minutes(base):
 
     def runtime(wildcards, attempt):
         gigabytes = weights_mb(wildcards.model) / 1e3
-        # to a GPU the weights are read and hashed at one GB a minute at worst
+        # for a GPU they are read and hashed at one GB a minute at worst
         longer = base + gigabytes if GPU else base * max(1, gigabytes / 4)
         return int(attempt * longer)
 

@@ -35,7 +35,7 @@ rule steer_prompts:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=memory(4000),
+        mem_mb=mb_of_model(4000),
         runtime=minutes(240),
         gpu=GPU,
     params:
@@ -98,7 +98,7 @@ rule evaluate_steering:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=growing(4000),
+        mem_mb=mb(4000, copies=4),
         runtime=growing(30),
     params:
         estimators=config["directions"]["estimators"],
