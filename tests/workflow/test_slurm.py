@@ -40,7 +40,7 @@ def without(study, *lost):
         (study / path).with_suffix(".log").unlink(missing_ok=True)
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=600):
     for _ in range(seconds * 10):
         if found := condition():
             return found
