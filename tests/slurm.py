@@ -5,6 +5,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,10 +53,16 @@ class Cluster:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+        conf = str(folder / "slurm.conf")
+        path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        self.variables = {"SLURM_CONF": conf, "PATH": os.pathsep.join(path)}
         self.daemons = {}
-        for name in ("state", "spool"):
+        for name in ("state", "spool", "bin"):
             (folder / name).mkdir(parents=True)
+        # Snakemake's job step drops all of SLURM_*, where it is found with it
+        srun = folder / "bin/srun"
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which("srun")} "$@"\n')
+        srun.chmod(0o755)
         folder.chmod(0o755)  # munge refuses a socket that others could not reach
         (folder / "munge.key").touch(mode=0o600)
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
