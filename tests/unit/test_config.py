@@ -2,7 +2,10 @@
 
 import ast
 import copy
+import os
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +16,8 @@ from layercal.config import check, check_registry, key_tables
 
 SOURCE = ROOT / "src/layercal"
 COMMON = ROOT / "workflow/rules/common.smk"
-RULES = sorted(set((ROOT / "workflow/rules").glob("*.smk")) - {COMMON})
+RESOURCES = ROOT / "workflow/rules/resources.smk"
+RULES = sorted(set((ROOT / "workflow/rules").glob("*.smk")) - {COMMON, RESOURCES})
 
 
 def read(path):
@@ -253,3 +257,25 @@ def test_rules_list_every_figure():
         1
     ]
     assert re.findall(r'"([^"]+)"', listed) == list(plates.PLATES)
+
+
+@pytest.mark.parametrize(("device", "minutes"), [("cpu", (60, 241, 300)), ("cuda", (63, 76, 80))])
+def test_jobs_ask_for_more_for_a_larger_model_and_at_each_retry(
+    tmp_path, monkeypatch, device, minutes
+):
+    monkeypatch.chdir(tmp_path)
+    rules = {"config": {"extract": {"device": device}}, "Path": Path, "os": os}
+    rules["MODELS"] = {"small": {"size": 10**9}, "unknown": {}, "fetched": {"size": 10**9}}
+    exec(RESOURCES.read_text(), rules)
+    place = tmp_path / "resources/models/fetched"
+    place.mkdir(parents=True)
+    with (place / "model.safetensors").open("wb") as weights:
+        weights.truncate(20 * 10**9)  # a hole: no bytes on the disk
+    (tmp_path / "shard").write_bytes(bytes(10**6))
+    memory, runtime = rules["mb_of_model"](4000, copies=6), rules["minutes"](60)
+    for model, size, expected in zip(rules["MODELS"], (3500, 16100, 20000), minutes, strict=True):
+        wildcards, shards = SimpleNamespace(model=model), ["shard", "not yet there"]
+        once = 4006 + size * (1 if device == "cuda" else 2)
+        assert [memory(wildcards, shards, n) for n in (1, 2)] == [once, 2 * once]
+        assert runtime(wildcards, 1) == expected
+        assert runtime(wildcards, 2) == pytest.approx(2 * expected, abs=1)

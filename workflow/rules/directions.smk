@@ -59,9 +59,9 @@ rule fit_directions:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=12000,
-        runtime=60,
-        gpu=int(config["extract"]["device"] == "cuda"),
+        mem_mb=mb_of_model(4000, copies=6),
+        runtime=minutes(60),
+        gpu=GPU,
     params:
         estimators=config["directions"]["estimators"],
         blocks=config["directions"]["blocks"],
@@ -129,9 +129,9 @@ rule analyse_null_space:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=12000,
-        runtime=60,
-        gpu=int(config["extract"]["device"] == "cuda"),
+        mem_mb=mb_of_model(4000, copies=6),
+        runtime=minutes(60),
+        gpu=GPU,
     params:
         rules=config["nullspace"]["rules"],
         neurons=config["nullspace"]["neurons"],

@@ -32,8 +32,8 @@ rule tokenize_prompts:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         prompt=asked("prompt"),
         shots=asked("shots"),
@@ -69,9 +69,9 @@ rule extract_residuals:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=12000,
-        runtime=120,
-        gpu=int(config["extract"]["device"] == "cuda"),
+        mem_mb=mb_of_model(4000),
+        runtime=minutes(120),
+        gpu=GPU,
     params:
         batch_tokens=config["extract"]["batch_tokens"],
         dtype=config["extract"]["dtype"],

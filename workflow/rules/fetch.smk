@@ -29,8 +29,8 @@ rule fetch_questions:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         entry=lambda wildcards: QUESTIONS[wildcards.questions],
     message:
@@ -56,8 +56,8 @@ rule fetch_model:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=7000,
-        runtime=60,
+        mem_mb=growing(7000),
+        runtime=minutes(60),
     params:
         entry=lambda wildcards: MODELS[wildcards.model],
     message:

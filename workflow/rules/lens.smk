@@ -36,9 +36,9 @@ rule read_lens:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=12000,
-        runtime=60,
-        gpu=int(config["extract"]["device"] == "cuda"),
+        mem_mb=mb_of_model(4000, copies=6),
+        runtime=minutes(60),
+        gpu=GPU,
     params:
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
@@ -84,8 +84,8 @@ rule measure_calibration:
         "../../envs/cpu.yaml"
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         n_bins=config["calibration"]["n_bins"],
         min_count=config["calibration"]["min_count"],

@@ -35,9 +35,9 @@ rule steer_prompts:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=12000,
-        runtime=240,
-        gpu=int(config["extract"]["device"] == "cuda"),
+        mem_mb=mb_of_model(4000),
+        runtime=minutes(240),
+        gpu=GPU,
     params:
         alphas=config["steering"]["alphas"],
         modes=config["steering"]["modes"],
@@ -98,8 +98,8 @@ rule evaluate_steering:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=mb(4000, copies=4),
+        runtime=growing(30),
     params:
         estimators=config["directions"]["estimators"],
         ranks=config["directions"]["ranks"],
