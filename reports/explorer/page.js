@@ -121,9 +121,8 @@ function drawCurves() {
       const [value, low, high] = block().numbers[metric][step(place)];
       return { kind, layer: one, value, low, high };
     }));
-  const floor = reading().layers
-    .map((one, place) => ({ kind: "null floor of ECE", layer: one, high: block().numbers.ece[step(place)][3] }))
-    .filter((row) => row.high !== null);
+  const floor = reading().layers.map((one, place) =>
+    ({ kind: "null floor of ECE", layer: one, high: block().numbers.ece[step(place)][3] }));
   update("curves", { series, floor, now: [{ layer: layer() }] });
   say("curves-text", `Over the layers; the dashed line stands at layer ${layer()}. Bands: 95 % intervals.`);
 }
@@ -244,14 +243,14 @@ function drawQuestion() {
   }));
   update("trajectory", {
     trajectory: letters.flatMap((letter, option) => probability.map((row, one) => ({
-      layer: one, option: letter === right ? `${letter} (right)` : letter, right: letter === right,
+      layer: one, option: letter, right: letter === right,
       probability: row[option] / 1000,
     }))),
     now: [{ layer: layer() }],
   });
   const p = (letter) => three(probability[layer()][letters.indexOf(letter)] / 1000);
-  say("trajectory-text", `Probability of each option over the layers; the right answer is the thick line.
-    At layer ${layer()} the model answers ${to} with ${p(to)}${to === right ? ", which is right" : `; the right answer, ${right}, gets ${p(right)}`}.`);
+  say("trajectory-text", `Probability of each option over the layers; the thick line is the right answer, ${right}.
+    At layer ${layer()} the model answers ${to} with ${p(to)}${to === right ? ", which is right" : `; ${right} gets ${p(right)}`}.`);
 }
 
 // ---- start

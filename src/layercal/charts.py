@@ -21,22 +21,17 @@ LAYER = alt.X("layer:Q", title="layer (0: embedding)", axis=alt.Axis(tickMinStep
 
 def specs() -> dict[str, dict]:
     """Vega-Lite specification of every chart, by the id of its place on the page."""
-    made = {
-        "curves": curves(),
-        "reliability": reliability(),
-        "histogram": histogram(),
-        "flow": flow(),
-        "trajectory": trajectory(),
-    }
-    return {name: _dress(chart).to_dict() for name, chart in made.items()}
+    drawn = (curves, reliability, histogram, flow, trajectory)
+    return {draw.__name__: _dress(draw(), draw.__doc__).to_dict() for draw in drawn}
 
 
-def _dress(chart: alt.LayerChart) -> alt.LayerChart:
+def _dress(chart: alt.LayerChart, description: str) -> alt.LayerChart:
+    """Give a chart the style of all, and a description that screen readers say."""
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 13}
     symbol = {"symbolOpacity": 1, "symbolStrokeWidth": 3}
     fit = alt.AutoSizeParams(type="fit", contains="padding")
     return (
-        chart.properties(width="container", height=300, autosize=fit)
+        chart.properties(width="container", height=300, autosize=fit, description=description)
         .configure(font="system-ui, sans-serif", background="white")
         .configure_axis(**text, titleFontWeight="normal", gridColor="#e6e6e6", domainColor=INK)
         .configure_legend(**text, orient="bottom", columns=2, title=None, labelLimit=0, **symbol)

@@ -112,7 +112,7 @@ def test_a_touched_file_reruns_nothing(study):
 
 
 STEERING = {"steer_prompts", "evaluate_steering"}
-REPORTS = {"render_report", "render_index", "all"}
+REPORTS = {"render_report", "render_index", "render_explorer", "all"}
 
 
 @pytest.mark.parametrize(
