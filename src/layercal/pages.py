@@ -24,6 +24,7 @@ figure { margin: 1.2rem 0; break-inside: avoid }
 figcaption { font-size: .88rem; color: #333 }
 .scroll { overflow-x: auto; max-width: 100% }
 .scroll img { display: block; width: 100%; min-width: 34rem; height: auto }
+.scroll table { min-width: 36rem }
 table { border-collapse: collapse; font-size: .9rem; margin: .6rem 0;
         font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
@@ -35,6 +36,7 @@ thead th { border-bottom: 2px solid #888 }
 @media print {
   body { max-width: none; margin: 0; font-size: 11px }
   .scroll { overflow: visible }
+  .scroll table { min-width: 0 }
   .scroll img { min-width: 0; width: auto; max-width: 100%; max-height: 22cm }
   table { font-size: 8px }
   th, td { padding-right: .4rem; min-width: 0 }
