@@ -143,7 +143,7 @@ def depth_curves(metrics: pd.DataFrame, phase: dict) -> Figure:
     figure = Figure(figsize=(8.5, 7.4), layout="constrained")
     panels = {
         "mce": ("MCE ({bins} bins)", ERROR),
-        "option_mass": ("option mass (probability)", PALETTE[2]),
+        "option_mass": ("option mass\n(probability)", PALETTE[2]),
         "entropy": ("entropy over the\nvocabulary (nats)", PALETTE[4]),
     }
     for axis, (metric, (label, color)) in zip(
@@ -306,9 +306,9 @@ def reliability(bins: pd.DataFrame) -> Figure:
     """
     theme()
     panels = list(bins["reading"].unique())
-    columns = min(len(panels), 3)
+    columns = 2 if len(panels) in (2, 4) else 3
     blocks = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.5 * blocks), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 3.6 * blocks + 0.4), layout="constrained")
     axes = figure.subplots(blocks, columns, sharex=True, sharey=True, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _reliability_panel(axis, bins[bins["reading"] == panel])
@@ -322,12 +322,17 @@ def reliability(bins: pd.DataFrame) -> Figure:
         axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy, share in bin")
+    found = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
 def _reliability_panel(axis, bins: pd.DataFrame) -> None:
     states = list(bins["state"].unique())
-    axis.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
+    axis.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     for place, state in enumerate(states):
         one = bins[bins["state"] == state]
         color = (PALETTE[0], PALETTE[3])[state == "steered"]
@@ -347,8 +352,6 @@ def _reliability_panel(axis, bins: pd.DataFrame) -> None:
         left = one["bin"] - 0.095 + place * width
         share = one["n"] / one["n"].sum()
         axis.bar(left, share, width, align="edge", color=color, alpha=0.3, lw=0)
-    if len(states) > 1:
-        axis.legend(fontsize="small", loc="upper left", handlelength=1.2)
     axis.set(xlim=(0, 1), ylim=(0, 1))
 
 
@@ -756,9 +759,9 @@ def atlas(curves: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     found = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
-        found |= {label: handle for handle, label in zip(handles, labels, strict=True)}
+        found |= dict(zip(labels, handles, strict=True))
     figure.legend(
-        found.values(), found, loc="outside lower center", ncols=2, fontsize="small", frameon=False
+        found.values(), found, loc="outside lower center", ncols=1, fontsize="small", frameon=False
     )
     return figure
 

@@ -70,16 +70,17 @@ def claims(summary: dict) -> pd.DataFrame:
     for claim in summary["claims"]:
         form = "{:.0f}" if claim["measure"].startswith("dimensions") else "{:+.3f}"
         value, low, high = (
-            "none tried" if claim[end] is None else form.format(claim[end])
+            "more than tried" if claim[end] is None else form.format(claim[end])
             for end in ("value", "ci_low", "ci_high")
         )
+        applies = claim["outcome"] != "not applicable"
         rows.append(
             {
                 "claim": claim["claim"],
                 "outcome": claim["outcome"],
                 "measure": claim["measure"],
-                "value": value,
-                "95 % CI": f"{low} to {high}",
+                "value": value if applies else "–",
+                "95 % CI": f"{low} to {high}" if applies else "–",
                 "n": claim["n"],
             }
         )

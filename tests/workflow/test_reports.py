@@ -124,8 +124,9 @@ def test_claims_have_numbers(visit, finished):
     claims = json.loads(path.read_text())["claims"]
     said = visit("tiny-own.html").inner_text("body")
     for claim in claims:
-        assert claim["claim"] in said and claim["measure"] in said and claim["evidence"] in said
+        assert claim["claim"] in said and claim["measure"] in said
         assert claim["n"] == 24 and claim["outcome"] in said
+        assert claim["outcome"] == "not applicable" or claim["evidence"] in said
     latex = (finished / "reports/rendered/tiny-own/figures/claims.tex").read_text()
     assert latex.count(r"\\") == len(claims) + 1 and r"\toprule" in latex
 

@@ -87,7 +87,7 @@ def test_reports(study):
     page = (study / f"reports/rendered/{MODEL}-{QUESTIONS}.html").read_text()
     phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
     assert phase["reason"] in page
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) == 7
+    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) >= 12
     assert "No category holds enough questions" in page
     assert "Traceback" not in page
     index = (study / "reports/rendered/index.html").read_text()
@@ -112,7 +112,14 @@ def test_a_touched_file_reruns_nothing(study):
 
 
 STEERING = {"steer_prompts", "evaluate_steering"}
-REPORTS = {"render_report", "render_index", "render_explorer", "all"}
+REPORTS = {
+    "draw_figures",
+    "render_report",
+    "render_atlas",
+    "render_index",
+    "render_explorer",
+    "all",
+}
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
 th button::after { content: " \\2195"; color: #555 }
 th[aria-sort="ascending"] button::after { content: " \\2191" }
 th[aria-sort="descending"] button::after { content: " \\2193" }
+.sortable :is(th, td) { min-width: 5rem }
+.sortable td:first-child { min-width: 11rem }
 tr.reported { background: #f2f2f2; font-style: italic }
 </style>"""
 

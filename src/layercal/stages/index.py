@@ -18,7 +18,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; marg
        padding: 0 1rem }
 section { border-top: 1px solid #ccc; padding: 1rem 0 }
 h2 { margin: 0 0 .3rem }
-img { width: 100%; max-width: 44rem; height: auto }
+p:has(img) { overflow-x: auto }
+img { width: 100%; min-width: 32rem; max-width: 44rem; height: auto }
 table { border-collapse: collapse }
 td, th { padding: .15rem 1rem .15rem 0; text-align: left; font-weight: normal }
 td { font-variant-numeric: tabular-nums }

@@ -43,7 +43,7 @@ def stage(args) -> None:
     notebook = papermill.execute_notebook(
         args.notebook, None, parameters, kernel_name="python3", progress_bar=False
     )
-    strip_times(notebook)
+    strip(notebook)
     sources.write_atomically(args.out, nbformat.writes(notebook))
     # "basic" is the cells alone: the full templates load scripts from the network
     exporter = HTMLExporter(
@@ -51,7 +51,6 @@ def stage(args) -> None:
         exclude_input=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        exclude_anchor_links=True,
     )
     body, _ = exporter.from_notebook_node(notebook)
     body = body.replace("</h1>", "</h1>" + pages.contents(body), 1)
@@ -59,13 +58,15 @@ def stage(args) -> None:
     sources.write_atomically(args.html, page)
 
 
-def strip_times(notebook) -> None:
-    """Drop what changes from run to run: times, durations, random cell ids."""
+def strip(notebook) -> None:
+    """Drop what changes from run to run: times, random cell ids, what libraries warn of."""
     notebook.metadata.pop("papermill", None)
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index}"
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
 
 
 if __name__ == "__main__":
