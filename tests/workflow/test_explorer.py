@@ -33,6 +33,7 @@ def page(request, browser, finished):
     """The page once it is drawn; a test fails on any word in the console."""
     width, height = SIZES[request.param]
     context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+    context.set_default_timeout(120_000)  # a busy machine is no fault of the page
     opened, said = context.new_page(), []
     opened.on("console", lambda message: said.append(message.text))
     opened.on("pageerror", lambda error: said.append(str(error)))
@@ -148,8 +149,9 @@ def test_a_cell_of_the_flow_lists_its_questions(page, finished):
     assert sorted(map(int, shown)) == sorted(counts.ravel())
     moved = counts * (1 - np.eye(4, dtype=int))
     start, end = np.unravel_index(moved.argmax(), moved.shape)
-    cells = page.locator("#flow svg .mark-rect path")
-    cells.nth(int(4 * start + end)).click()
+    cell = page.locator("#flow svg .mark-rect path").nth(int(4 * start + end))
+    cell.evaluate("cell => cell.scrollIntoView({ block: 'center' })")  # from under the sliders
+    cell.click(position={"x": 8, "y": 8})  # beside its number
     assert page.inner_text("#found").split()[0] == str(moved.max())
     page.click("#clear")
     assert page.inner_text("#found") == "24 questions"
