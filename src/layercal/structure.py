@@ -304,13 +304,15 @@ def find_parts(
     )
     for a, m in product(_writers(attention, calls), _writers(mlp, calls)):
         written = a.value + m.value
-        scale = ((update * written).sum() / written.square().sum()).item()
-        scale = 1.0 if abs(scale - 1) <= rounding else scale
-        if ((update - scale * written).norm(dim=-1) <= allowed).all():
-            last = _last_linear(mlp, calls)
-            known = last is not None and (last is m or torch.equal(last.value, mlp.value))
-            after = m.module if known and m.module not in (last.module, mlp.module) else None
-            return Parts(a.module, m.module, scale, last.module if known else None, after)
+        # a model that scales its updates does so by one number, best seen on the median token: the
+        # first one's stream may be so large that its update is all rounding
+        seen = ((update * written).sum(-1) / written.square().sum(-1)).median().item()
+        for scale in (1.0, seen):
+            if ((update - scale * written).norm(dim=-1) <= allowed).all():
+                last = _last_linear(mlp, calls)
+                known = last is not None and (last is m or torch.equal(last.value, mlp.value))
+                after = m.module if known and m.module not in (last.module, mlp.module) else None
+                return Parts(a.module, m.module, scale, last.module if known else None, after)
     raise InputError(
         f"{name}: what it adds to the residual stream is not the sum of what its "
         f"{type(attention.module).__name__} and its {type(mlp.module).__name__} give"
