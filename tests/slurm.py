@@ -111,7 +111,11 @@ class Cluster:
         """Stop a daemon; slurmctld writes its state first."""
         daemon = self.daemons.pop(name)
         daemon.terminate()
-        daemon.wait()
+        try:
+            daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
 
     def ask(self, *command):
         """What a command says of the cluster."""
