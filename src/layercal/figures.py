@@ -288,6 +288,7 @@ def group_map(values: pd.DataFrame, phase: dict) -> Figure:
         marks = {phase["peak_layer"]: PEAK, phase["decision_layer"]: DECISION}
         for layer, look in marks.items():
             axis.axvline(layer + 0.5, color=INK, **look)
+    figure.axes[0].set_ylabel(next(iter(names)).partition(":")[0])
     return figure
 
 

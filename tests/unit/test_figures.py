@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from layercal import dimensions, evaluation, figures, phase, readings, resampling, scoring, verdicts
+from layercal.stages.figure import latex
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def tables(rng):
 def draw(tables):
     metrics, found, sweep, directions, by_rank, transfer, shares, ablated = tables
     return {
+        **draw_readings(metrics, found),
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
         "group_curves": figures.group_curves(metrics, "category"),
         "many_groups": figures.group_curves(many_groups(metrics), "language"),
@@ -81,6 +83,70 @@ def draw(tables):
         "null_space": figures.null_space(shares),
         "ablations": figures.ablations(ablated),
     }
+
+
+def draw_readings(metrics, found):
+    """What shows one reading, and what shows no reading at all."""
+    both = pd.concat([metrics, metrics.assign(lens="tuned")])
+    rng = np.random.default_rng(0)
+    bins = readings.reliability(rng.random(200), rng.integers(0, 2, 200), 10)
+    panels = [bins.assign(reading=name, state="as is") for name in "abcd"]
+    panels.append(bins.assign(reading="d", state="steered", accuracy=0.5))
+    accuracy = metrics.query("metric == 'accuracy' and group == 'all'")
+    curves = [
+        accuracy.assign(report=name, depth=accuracy["layer"] / 5, metric=metric)
+        for name in "ab"
+        for metric in ("accuracy", "ece")
+    ]
+    reported = [
+        {"metric": "accuracy", "depth": 0.7, "depth_to": 0.8, "value": np.nan, "text": "a rise"},
+        {"metric": "ece", "depth": 0.9, "value": 0.2, "text": "a peak"},
+    ]
+    change = {"ece_change": 0.01, "ece_change_low": -0.01, "ece_change_high": 0.02}
+    neurons = [
+        {"without": name, "norm": norm, **change}
+        for norm in ("live", "frozen")
+        for name in ("neuron 3", "all 1 entropy neurons", "random set 00")
+    ]
+    shown = metrics[metrics["group"].isin(figures.measured(metrics, "subject"))]
+    shown = shown[shown["metric"].isin(["accuracy", "signed_gap"])]
+    phase = {**found, "tuned": found}
+    return {
+        "depth_curves": figures.depth_curves(metrics, found),
+        "lenses": figures.lenses(both, phase),
+        "letters": figures.letters(metrics, found, pd.Series({"A": 0.5, "B": 0.5})),
+        "group_map": figures.group_map(shown, found),
+        "reliability": figures.reliability(pd.concat(panels)),
+        "entropy_neurons": figures.entropy_neurons(pd.DataFrame(neurons)),
+        "atlas": figures.atlas(pd.concat(curves), pd.DataFrame(reported)),
+    }
+
+
+def test_rules_stand_above_what_reads_them():
+    axis = figures.rule_graph([("a", "b"), ("b", "c"), ("a", "c"), ("d", "c")]).axes[0]
+    place = {text.get_text(): text.get_position() for text in axis.texts if text.get_text()}
+    assert place["a"][1] > place["b"][1] == place["d"][1] > place["c"][1]
+    assert len([text for text in axis.texts if not text.get_text()]) == 3  # a to c goes by b
+
+
+def test_where_there_is_nothing_to_show_a_figure_says_why():
+    assert "one language" in figures.nothing("All are in one language.").texts[0].get_text()
+
+
+def test_claims_as_latex():
+    claim = {
+        "claim": "50 % of a_b & c",
+        "outcome": "undecided",
+        "measure": "dimensions for 90 %",
+        "value": None,
+        "ci_low": 2.0,
+        "ci_high": None,
+        "n": 7,
+    }
+    table = latex({"claims": [claim, {**claim, "measure": "change", "value": 0.1, "ci_high": 3}]})
+    assert r"50 \% of a\_b \& c & undecided & dimensions for 90 \% & more than tried" in table
+    assert "+0.100 & +2.000 to +3.000 & 7" in table
+    assert all(rule in table for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
 
 
 def many_groups(metrics):
