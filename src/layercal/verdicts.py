@@ -342,7 +342,7 @@ def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame) -> list[dic
         decided = {LOWERS: (lowers, "ece", best["verdict"])}
         for text, (change, decide) in FURTHER_CLAIMS.items():
             outcome = decide(best) if lowers == "confirmed" else "not applicable"
-            decided[text] = outcome, change, f"{_in_words(best, change)} {best['verdict']}"
+            decided[text] = outcome, change, _in_words(best, change)
         for text, (outcome, change, evidence) in decided.items():
             found.append(
                 {
@@ -367,9 +367,11 @@ def _surest_lowered(row: dict) -> tuple:
 def _in_words(row: dict, change: str) -> str:
     """A change with its interval and, where it is tested, its p-value."""
     p = f", p = {row[f'{change}_p_holm']:.2g} after Holm" if change in TESTED else ""
+    chosen = row["layer"] == SELECTED
+    layer = "the layer chosen with the scale" if chosen else f"layer {row['layer']}"
     return (
-        f"{MEASURES[change]} changes by {row[f'{change}_change']:+.3f} (95 % CI "
-        f"{row[f'{change}_change_low']:+.3f} to {row[f'{change}_change_high']:+.3f}{p})."
+        f"Steered at {layer}, {MEASURES[change]} changes by {row[f'{change}_change']:+.3f} "
+        f"(95 % CI {row[f'{change}_change_low']:+.3f} to {row[f'{change}_change_high']:+.3f}{p})."
     )
 
 
@@ -430,8 +432,8 @@ MEASURES = {
     "ece": "ECE",
     "mce": "MCE",
     "accuracy": "accuracy",
-    "frozen": "ECE, norm's scale frozen",
-    "beyond_temperature": "ECE, both sides temperature-scaled",
+    "frozen": "ECE with the norm's scale frozen",
+    "beyond_temperature": "ECE with both sides temperature-scaled",
 }
 
 
