@@ -796,11 +796,11 @@ def rule_graph(edges: Sequence[tuple[str, str]]) -> Figure:
     widest = max(map(len, rows))
     figure = Figure(figsize=(2.1 * widest + 0.4, 0.75 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    for source, target in graph.edges:
+    for source, target in sorted(graph.edges):
         arrow = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14}
         axis.annotate("", place[target], place[source], arrowprops=arrow)
     box = {"boxstyle": "round", "facecolor": "white", "edgecolor": PALETTE[0]}
-    for rule, at in place.items():
+    for rule, at in sorted(place.items()):
         axis.text(*at, rule.replace("_", " "), ha="center", va="center", size="small", bbox=box)
     axis.set(xlim=(-widest / 2, widest / 2), ylim=(-0.5, len(rows) - 0.5))
     axis.set_axis_off()

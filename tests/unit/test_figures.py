@@ -129,6 +129,17 @@ def test_rules_stand_above_what_reads_them():
     assert len([text for text in axis.texts if not text.get_text()]) == 3  # a to c goes by b
 
 
+def test_rules_are_drawn_alike_in_whatever_order_they_come(rng):
+    edges = [("a", "b"), ("b", "c"), ("a", "d"), ("d", "e"), ("c", "e"), ("f", "b"), ("c", "h")]
+
+    def pdf(some):
+        drawn = io.BytesIO()
+        figures.rule_graph(some).savefig(drawn, format="pdf", metadata={"CreationDate": None})
+        return drawn.getvalue()
+
+    assert {pdf([edges[i] for i in rng.permutation(7)]) for _ in range(5)} == {pdf(edges)}
+
+
 def test_where_there_is_nothing_to_show_a_figure_says_why():
     assert "one language" in figures.nothing("All are in one language.").texts[0].get_text()
 
