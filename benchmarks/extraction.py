@@ -18,7 +18,6 @@ five. nnsight and TransformerLens are compared only where they are installed:
 import argparse
 import contextlib
 import importlib.util
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ import pandas as pd
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from memory import measured
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -35,7 +35,6 @@ from layercal.model import load
 from layercal.questions import LETTERS
 
 BATCH, TOKENS = 16, 2048
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
 class Task:
@@ -146,19 +145,6 @@ def with_shots(table, tokenizer, subjects, behind):
     return texts
 
 
-def measured(act):
-    """Result of a call, its seconds, and GB of memory at most above what was there."""
-    RESET.write_text("5")
-    before, start = resident("VmRSS"), time.perf_counter()
-    found = act()
-    return found, time.perf_counter() - start, resident("VmHWM") - before
-
-
-def resident(what):
-    line = next(one for one in STATUS.read_text().splitlines() if one.startswith(what))
-    return int(line.split()[1]) / 2**20
-
-
 def compare(name, ours, theirs, alike, repeats):
     """Time both sides by turns and print the ratio of theirs to ours."""
     difference = alike(ours(), theirs())
@@ -169,7 +155,8 @@ def compare(name, ours, theirs, alike, repeats):
     ratio = spent[:, 1] / spent[:, 0]
     print(f"| {name} | {np.median(spent[:, 0]):.1f} | {np.median(spent[:, 1]):.1f}", end=" | ")
     print(f"{np.median(ratio):.2f} ({ratio.min():.2f}-{ratio.max():.2f})", end=" | ")
-    print(f"{np.median(memory[:, 0]):.2f} | {np.median(memory[:, 1]):.2f} | {difference:.2g} |")
+    gigabytes = np.median(memory, 0) / 1024
+    print(f"{gigabytes[0]:.2f} | {gigabytes[1]:.2f} | {difference:.2g} |")
 
 
 def largest(a, b):

@@ -15,14 +15,12 @@ steering-vectors asks for transformers < 5, but its hooks run on 5 as they are:
 """
 
 import argparse
-import ctypes
-import re
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from memory import measured
 from steering_vectors import SteeringVector
 from steering_vectors.layer_matching import guess_and_enhance_layer_config
 from tqdm import tqdm
@@ -32,7 +30,6 @@ from layercal.model import GATE_TOLERANCE, load
 
 ALPHAS = torch.tensor([-1, -0.5, 0.25, 0.5, 0.75, 1, 1.5, 2])  # the study's, but 0
 LAYERS, DIRECTIONS, LARGER = 6, 23, (4, 16)
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
 class Sweep:
@@ -84,19 +81,6 @@ class Sweep:
                 told = self.read.model(self.ids[None], use_cache=False, logits_to_keep=1)
             found.append(told.logits[0, -1, self.option_ids].float())
         return torch.stack(found)
-
-
-def measured(run, *arguments):
-    """Result of a call, its seconds, and by how many MB memory peaked above what it was."""
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide growth
-    RESET.write_text("5")
-    before, start = resident("VmRSS"), time.perf_counter()
-    result = run(*arguments)
-    return result, time.perf_counter() - start, resident("VmHWM") - before
-
-
-def resident(kind):
-    return int(re.search(rf"{kind}:\s+(\d+)", STATUS.read_text())[1]) / 1024
 
 
 def compare(sweeps, drawn, sample, args):

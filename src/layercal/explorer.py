@@ -18,7 +18,7 @@ import vl_convert
 from jinja2.utils import htmlsafe_json_dumps
 from scipy.special import softmax
 
-from layercal import InputError, calibration, charts, readings
+from layercal import InputError, calibration, charts, plates, readings
 from layercal.questions import LETTERS, hash_order
 
 LIMIT = 4_800_000  # bytes of a page
@@ -277,12 +277,13 @@ def pair(
             f"{model} on {questions}: options.parquet holds other questions than prompts.parquet, "
             "so they are of different runs; run the lens again"
         )
-    n_bins = int(metrics.loc[metrics["metric"] == "ece", "n_bins"].iloc[0])
+    n_bins = plates.primary_bins(metrics)
     listed = described(picked_groups(asked), metrics)
     measured = [one["name"] for one in listed if one["measured"]]
 
     def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
-        return {name: picked_groups(table)[name] for name in measured}
+        found = picked_groups(table)
+        return {name: found[name] for name in measured}
 
     steps = [lens_steps(read, groups(asked), metrics, phase, n_bins)]
     for mode, logits in steered.items():

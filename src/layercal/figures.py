@@ -15,6 +15,8 @@ PALETTE = sns.color_palette("colorblind")
 ACCURACY, CONFIDENCE, ERROR = PALETTE[0], PALETTE[1], PALETTE[3]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 DECISION, PEAK = {"ls": "--", "lw": 1.2}, {"ls": ":", "lw": 1.6}
+# a legend to the right of its axis
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "fontsize": "small"}
 
 
 def theme() -> None:
@@ -120,7 +122,7 @@ def layer_curves(metrics: pd.DataFrame, phase: dict, title: str = "") -> Figure:
         _mark_phase(axis, phase)
     _name_marks(top, phase)
     for axis in (top, bottom):
-        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+        axis.legend(**BESIDE)
     top.set_title(f"{title}  {_counted(errors)}".strip())
     return figure
 
@@ -159,7 +161,7 @@ def depth_curves(metrics: pd.DataFrame, phase: dict) -> Figure:
     first = figure.axes[0]
     _name_marks(first, phase)
     first.set_title(_counted(_pick(metrics, "mce")))
-    first.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    first.legend(**BESIDE)
     return figure
 
 
@@ -195,11 +197,9 @@ def lenses(metrics: pd.DataFrame, phase: dict) -> Figure:
     bottom.set(ylabel=f"ECE ({errors['n_bins'].iloc[0]} bins)", xlabel="layer (0: embedding)")
     bottom.set_ylim(0, None)
     bottom.set_xlim(0, phase["final_layer"])
-    top.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    top.legend(**BESIDE)
     handles, labels = bottom.get_legend_handles_labels()
-    bottom.legend(
-        handles[2:], labels[2:], loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
-    )
+    bottom.legend(handles[2:], labels[2:], **BESIDE)
     return figure
 
 
@@ -517,7 +517,7 @@ def direction_cosines(directions: pd.DataFrame) -> Figure:
     )
     axis.axhline(0, color=INK, lw=0.7)
     axis.set(xlabel="block update into layer", ylabel="mean cosine with direction")
-    axis.legend(title=None, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    axis.legend(title=None, **BESIDE)
     return figure
 
 
@@ -550,9 +550,7 @@ def dimensions(table: pd.DataFrame) -> Figure:
         axis.set_xticks(ticks, labels=map(str, ticks))
         axis.minorticks_off()
     axes[0].set(ylim=(0, 1))
-    axes[-1].legend(
-        title="from layer", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
-    )
+    axes[-1].legend(title="from layer", **BESIDE)
     return figure
 
 
@@ -632,9 +630,7 @@ def null_space(table: pd.DataFrame) -> Figure:
         axis.set(xlabel="layer", ylim=(0, None))
     axes[0].set(ylabel="share of squared norm", title="residual stream")
     axes[1].set(title="block update")
-    axes[1].legend(
-        title="null space", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
-    )
+    axes[1].legend(title="null space", **BESIDE)
     return figure
 
 
@@ -673,9 +669,7 @@ def ablations(table: pd.DataFrame) -> Figure:
         axis.axhline(0, color=INK, lw=0.7)
         axis.set(xlabel="block", ylabel=f"change of {'ECE' if metric == 'ece' else metric}")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(
-        title="without its", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small"
-    )
+    axes[1].legend(title="without its", **BESIDE)
     return figure
 
 
@@ -716,7 +710,7 @@ def entropy_neurons(table: pd.DataFrame) -> Figure:
     axis.set_yticks(range(len(names)), labels=names)
     axis.invert_yaxis()
     axis.set(xlabel="change of ECE", ylabel="at its mean")
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    axis.legend(**BESIDE)
     return figure
 
 

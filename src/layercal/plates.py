@@ -14,6 +14,20 @@ from matplotlib.figure import Figure
 from layercal import figures, readings
 from layercal.questions import LETTERS
 
+# the result files that figures are drawn from
+TABLES = (
+    "prompts",
+    "options",
+    "metrics",
+    "phase",
+    "directions",
+    "dimensions",
+    "nullspace",
+    "neurons",
+    "sweep",
+    "summary",
+)
+
 
 @dataclass
 class Plate:
@@ -49,8 +63,7 @@ def draw(name: str, tables: SimpleNamespace) -> Plate:
     name : str
         Of ``PLATES``.
     tables : SimpleNamespace
-        From :func:`load`: ``prompts``, ``options``, ``metrics``, ``phase``, ``directions``,
-        ``dimensions``, ``nullspace``, ``neurons``, ``sweep`` and ``summary``.
+        From :func:`load`, those in ``TABLES``.
     """
     found = PLATES[name](tables)
     if isinstance(found, str):
@@ -90,13 +103,13 @@ def claims(summary: dict) -> pd.DataFrame:
 def _rows(metrics: pd.DataFrame, order: str, names: list[str], groups=("all",)) -> pd.DataFrame:
     """Rows of some metrics at the primary number of bins."""
     chosen = metrics["metric"].isin(names) & metrics["group"].isin(groups)
-    chosen &= metrics["order"].eq(order) & metrics["n_bins"].isin([0, _bins(metrics)])
+    chosen &= metrics["order"].eq(order) & metrics["n_bins"].isin([0, primary_bins(metrics)])
     columns = ["group", "lens", "metric", "n_bins", "layer", "value", "ci_low", "ci_high"]
     return metrics.loc[chosen, [*columns, "null_mean", "null_high", "n"]]
 
 
-def _bins(metrics: pd.DataFrame) -> int:
-    """Primary number of bins."""
+def primary_bins(metrics: pd.DataFrame) -> int:
+    """Primary number of bins of ``metrics.parquet``."""
     return int(metrics.loc[metrics["metric"] == "ece", "n_bins"].iloc[0])
 
 
@@ -119,20 +132,16 @@ def _over_depth(rows: pd.DataFrame, names: dict[str, str], phase: dict) -> str:
     return f"At layers {', '.join(map(str, layers))}: {'; '.join(said)}."
 
 
-def _layer_curves(t) -> Plate:
-    names = {"accuracy": "accuracy", "confidence": "mean confidence", "ece": "ECE"}
-    rows = _logit(t, list(names))
-    alt = "Curves of accuracy, mean confidence and ECE over the layers, with 95 % bands. "
-    alt += _over_depth(rows, names, t.phase)
-    return Plate(figures.layer_curves(t.metrics, t.phase), rows, alt)
+def _curves(names: dict[str, str], drawn: Callable) -> Callable:
+    *but_last, last = names.values()
+    shown = f"{', '.join(but_last)} and {last.removesuffix(' in nats')}"
 
+    def plate(t) -> Plate:
+        rows = _logit(t, list(names))
+        alt = f"Curves of {shown} over the layers, with 95 % bands. "
+        return Plate(drawn(t.metrics, t.phase), rows, alt + _over_depth(rows, names, t.phase))
 
-def _depth_curves(t) -> Plate:
-    names = {"mce": "MCE", "option_mass": "option mass", "entropy": "entropy in nats"}
-    rows = _logit(t, list(names))
-    alt = "Curves of MCE, option mass and entropy over the layers, with 95 % bands. "
-    alt += _over_depth(rows, names, t.phase)
-    return Plate(figures.depth_curves(t.metrics, t.phase), rows, alt)
+    return plate
 
 
 def _lenses(t) -> Plate:
@@ -225,7 +234,7 @@ def _subject_map(t) -> Plate | str:
 
 
 def _reliability(t) -> Plate:
-    n_bins, parts = _bins(t.metrics), []
+    n_bins, parts = primary_bins(t.metrics), []
     read = next(iter(readings.from_options(t.options).values()))
     marked = {"decision": "decision_layer", "peak of ECE": "peak_layer", "last": "final_layer"}
     names: dict[int, list[str]] = {}
@@ -349,8 +358,14 @@ def _attribution(t) -> Plate | str:
 
 
 PLATES: dict[str, Callable[[SimpleNamespace], Plate | str]] = {
-    "layer-curves": _layer_curves,
-    "depth-curves": _depth_curves,
+    "layer-curves": _curves(
+        {"accuracy": "accuracy", "confidence": "mean confidence", "ece": "ECE"},
+        figures.layer_curves,
+    ),
+    "depth-curves": _curves(
+        {"mce": "MCE", "option_mass": "option mass", "entropy": "entropy in nats"},
+        figures.depth_curves,
+    ),
     "reliability": _reliability,
     "letters": _letters,
     "lenses": _lenses,

@@ -245,7 +245,7 @@ rule render_index:
         ),
         atlas="reports/rendered/atlas.html",
         workflow="reports/rendered/workflow.png",
-        code=expand("src/layercal/{module}.py", module=["sources", "stages/index"]),
+        code=expand("src/layercal/{module}.py", module=["pages", "sources", "stages/index"]),
     output:
         html=report(
             "reports/rendered/index.html", caption="../report/index.rst", category="Overview"
@@ -315,6 +315,7 @@ rule render_explorer:
                 "charts",
                 "explorer",
                 "figures",
+                "plates",
                 "questions",
                 "readings",
                 "resampling",

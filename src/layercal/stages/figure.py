@@ -4,24 +4,11 @@ from pathlib import Path
 
 from layercal import figures, plates, sources, stages
 
-TABLES = (
-    "prompts",
-    "options",
-    "metrics",
-    "phase",
-    "directions",
-    "dimensions",
-    "nullspace",
-    "neurons",
-    "sweep",
-    "summary",
-)
-
 
 def main() -> None:
     """Run the stage."""
     made = stages.parser("figure", __doc__)
-    for table in TABLES:
+    for table in plates.TABLES:
         made.add_argument(f"--{table}", type=Path, required=True)
     made.add_argument("--png", type=Path, required=True, help="the layer curves, to write")
     made.add_argument("--pdfs", type=Path, nargs="+", required=True, help="{figure}.pdf, to write")
@@ -32,7 +19,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Save without a date, so that an unchanged figure is an unchanged file."""
-    tables = plates.load(**{name: getattr(args, name) for name in TABLES})
+    tables = plates.load(**{name: getattr(args, name) for name in plates.TABLES})
     for pdf, csv in zip(args.pdfs, args.csvs, strict=True):
         plate = plates.draw(pdf.stem, tables)
         plate.figure.savefig(pdf, metadata={"CreationDate": None})

@@ -5,28 +5,9 @@ from pathlib import Path
 
 import jinja2
 
-from layercal import sources, stages
+from layercal import pages, sources, stages
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Calibration over layers</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem }
-section { border-top: 1px solid #ccc; padding: 1rem 0 }
-h2 { margin: 0 0 .3rem }
-p:has(img) { overflow-x: auto }
-img { width: 100%; min-width: 32rem; max-width: 44rem; height: auto }
-table { border-collapse: collapse }
-td, th { padding: .15rem 1rem .15rem 0; text-align: left; font-weight: normal }
-td { font-variant-numeric: tabular-nums }
-</style>
-</head>
-<body>
-<h1>Calibration over layers</h1>
+BODY = """<h1>Calibration over layers</h1>
 <p>Each model is read layer by layer through its own final norm and unembedding. A confidence
 correction phase exists when the model answers above chance and its calibration error falls after
 accuracy has settled, both beyond their 95 % intervals.</p>
@@ -44,7 +25,7 @@ accuracy has settled, both beyond their 95 % intervals.</p>
 <tr><th>ECE at the final layer ({{ found.final_layer }})</th>
     <td>{{ "%.3f" | format(found.ece_final) }}</td></tr>
 </table>
-<p><a href="{{ name }}.html"><img src="{{ name }}.png"
+<p class="scroll"><a href="{{ name }}.html"><img src="{{ name }}.png"
   alt="Accuracy, confidence and ECE of {{ name }} over its layers"></a></p>
 <p><a href="{{ name }}.html">Report</a> · <a href="{{ name }}.ipynb">notebook</a> ·
 <a href="{{ name }}/figures/layer-curves.pdf">figure as PDF</a> ·
@@ -53,11 +34,9 @@ accuracy has settled, both beyond their 95 % intervals.</p>
 {% endfor %}
 <section>
 <h2>How the pages are made</h2>
-<p><a href="workflow.pdf"><img src="workflow.png"
+<p class="scroll"><a href="workflow.pdf"><img src="workflow.png"
   alt="Rules of the workflow, from fetching models and questions to this page"></a></p>
 </section>
-</body>
-</html>
 """
 
 
@@ -76,8 +55,9 @@ def stage(args) -> None:
         (report.stem, json.loads(path.read_text()))
         for report, path in zip(args.reports, args.phases, strict=True)
     ]
-    template = jinja2.Environment(autoescape=True).from_string(PAGE)
-    sources.write_atomically(args.out, template.render(reports=reports))
+    template = jinja2.Environment(autoescape=True).from_string(BODY)
+    page = pages.page("Calibration over layers", template.render(reports=reports))
+    sources.write_atomically(args.out, page)
 
 
 if __name__ == "__main__":

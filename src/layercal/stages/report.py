@@ -6,22 +6,9 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
-from layercal import pages, sources, stages
+from layercal import pages, plates, sources, stages
 
-TABLES = (
-    "manifest",
-    "rejected",
-    "prompts",
-    "options",
-    "metrics",
-    "phase",
-    "directions",
-    "dimensions",
-    "nullspace",
-    "neurons",
-    "sweep",
-    "summary",
-)
+TABLES = ("manifest", "rejected", *plates.TABLES)
 
 
 def main() -> None:
