@@ -38,6 +38,16 @@ def write_half(self, content):
 
 pathlib.Path.write_bytes = write_half
 """
+# the same when a file of a converted model is opened
+DEADLY_OPENING = """
+import os, signal, sys
+
+def die(event, told):
+    if event == "open" and str(told[0]).endswith(os.environ.get("DIE_AT", "no file")):
+        os.killpg(0, signal.SIGKILL)
+
+sys.addaudithook(die)
+"""
 
 
 def start(folder, *arguments, **variables):
@@ -143,10 +153,11 @@ def test_killed_in_a_conversion(tmp_path, cache):
     (folder / "models.yaml").write_text("tiny: {gguf: tiny.gguf, licence: none}\n")
     command = [sys.executable, "-m", "layercal.stages.fetch_model", "--model", "tiny"]
     command += ["--registry", "models.yaml", "--manifest", "resources/models/tiny/manifest.json"]
-    run = subprocess.Popen(command, cwd=folder, env=environment(folder), start_new_session=True)
-    wait_for(lambda: list(cache.glob("*/partial/model/*")), run)
-    kill(run)
-    assert not list(cache.glob("*/manifest.json"))
+    (folder / "src/sitecustomize.py").write_text(DEADLY_OPENING)
+    deadly = environment(folder, DIE_AT="partial/model/tokenizer_config.json")
+    run = subprocess.Popen(command, cwd=folder, env=deadly, start_new_session=True)
+    assert run.wait() == -signal.SIGKILL
+    assert list(cache.glob("*/partial/model/*")) and not list(cache.glob("*/manifest.json"))
     assert call(folder, *command).returncode == 0
     interrupted = contents(folder, "resources")
     shutil.rmtree(folder / "resources")
