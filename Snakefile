@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from layercal import InputError
 from layercal.config import check, check_registry
 
 min_version("9.0")
+# else Python visits all objects of a large plan over and over while it is made: a third of the time
+gc.disable()
 
 
 configfile: "config/config.yaml"
@@ -41,6 +44,7 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
+    gc.enable()
     # the kernel drops this lock with the run that holds it: after a kill nothing is to be unlocked
     held = os.open(".snakemake/run", os.O_RDWR | os.O_CREAT)
     try:

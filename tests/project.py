@@ -53,7 +53,8 @@ def small_study(folder: Path, **settings) -> Path:
     config["calibration"] |= {"draws": 100, "min_group": 10}
     config["directions"]["random"] = 2
     config["nullspace"]["rules"] = ["energy=0.9", "k=4"]  # the tiny model is 32 wide
-    config["steering"] |= {"alphas": [0, 1], "max_layers": 2}
+    modes = ["lens", "through-network", "all-positions"]
+    config["steering"] |= {"alphas": [0, 1], "max_layers": 2, "modes": modes}
     config["extract"] |= settings
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder

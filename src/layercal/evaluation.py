@@ -10,7 +10,7 @@ import pandas as pd
 
 from layercal import calibration, resampling
 from layercal.scoring import Scoring
-from layercal.steering import FROZEN
+from layercal.steering import READ_LAYER
 
 RANDOM = "random-"
 
@@ -127,7 +127,7 @@ class Sweep(Scoring):
     @property
     def modes(self) -> list[str]:
         """Modes of reading, with the final norm live."""
-        return [mode for mode in self.logits if not mode.endswith(FROZEN)]
+        return [mode for mode in READ_LAYER if mode in self.logits]
 
     @property
     def random(self) -> list[str]:

@@ -24,6 +24,11 @@ from layercal.questions import LETTERS, hash_order
 LIMIT = 4_800_000  # bytes of a page
 COLUMNS = ("ids", "probability", "chosen")  # one entry a question
 PREVIOUS, UNSTEERED = "the layer before", "the same reading, unsteered"
+STEERED = {
+    "lens": "steered, read at the steered layer",
+    "through-network": "steered, read at the last layer",
+    "all-positions": "steered at all positions, read at the last layer",
+}
 # what becomes of an answer: by whether it was right, is right, and is the same option
 MOVES = ["stayed right", "became right", "became wrong", "wrong, another option", "stayed wrong"]
 
@@ -208,9 +213,8 @@ def steered_steps(
     alphas = list(sweep["alpha"].unique())
     chosen = logits.argmax(-1)
     unsteered = chosen[:, :, [alphas.index(0)]]
-    place = "the steered layer" if sweep["mode"].iloc[0] == "lens" else "the last layer"
     return Steps(
-        label=f"steered, read at {place}",
+        label=STEERED[sweep["mode"].iloc[0]],
         logits=logits,
         answer=answer,
         groups=groups,

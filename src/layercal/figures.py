@@ -415,7 +415,7 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     ----------
     sweep : DataFrame
         ``sweep.parquet``.
-    mode : {"lens", "through-network"}
+    mode : {"lens", "through-network", "all-positions"}
     names : sequence of str
         Directions to draw; the first one with its interval.
 

@@ -42,15 +42,15 @@ class Prefix:
         Keys and values of tokens ``0 .. length - 1``.
     length : int
         Number of cached tokens; also the position id of the answer token.
-    token : Tensor, shape (1, 1)
-        Id of the answer token.
+    input_ids : Tensor, shape (1, length + 1)
+        All tokens; the last one is the answer token.
     residuals : Tensor, shape (L + 1, d)
         Unsteered residual stream at the answer position.
     """
 
     cache: DynamicCache
     length: int
-    token: Tensor
+    input_ids: Tensor
     residuals: Tensor
 
     @property
@@ -221,7 +221,7 @@ class LensModel:
         past = input_ids.shape[1] - 1
         positions = torch.arange(past + 1, device=self.device)[None]
         cache = DynamicCache(config=self.model.config.get_text_config())
-        found = Prefix(cache, past, input_ids[:, -1:], None)
+        found = Prefix(cache, past, input_ids, None)
         if found.in_window:
             with self._capture(torch.tensor([past])) as captured:
                 self._decode(input_ids, positions, past_key_values=cache, use_cache=True)
@@ -259,19 +259,10 @@ class LensModel:
         -------
         Tensor, shape (len(tails), L + 1, d)
         """
-        past = prefix.length
         own = torch.block_diag(*(torch.ones(len(one), len(one)).tril() for one in tails))
-        seen = torch.cat([torch.ones(len(own), past), own], 1).to(self.device, torch.bool)
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
-        mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
+        positions = torch.cat([prefix.length + torch.arange(len(one)) for one in tails])
         with self._capture(structure.last_of(tails)) as captured:
-            self._decode(
-                torch.cat(list(tails))[None].to(self.device),
-                torch.cat([past + torch.arange(len(one)) for one in tails])[None].to(self.device),
-                attention_mask=mask[None, None],
-                past_key_values=structure.cache_view(prefix.cache),
-                use_cache=True,
-            )
+            self._decode_behind(prefix, torch.cat(list(tails)), positions, own)
         return torch.stack([h.to(self.device) for h in captured], 1)
 
     def takes_tails(self, tokens: int) -> bool:
@@ -312,17 +303,10 @@ class LensModel:
         They share the position id of the answer token, and a mask lets each attend to the prefix
         and to itself only.
         """
-        size, past = len(h), prefix.length
-        own = torch.full((size, size), torch.finfo(self.dtype).min, dtype=self.dtype)
-        mask = torch.cat([torch.zeros(size, past, dtype=self.dtype), own.fill_diagonal_(0)], 1)
+        answers = prefix.input_ids[0, -1:].expand(len(h))
+        positions = torch.full((len(h),), prefix.length)
         with self._replace(layer, h[None]) as captured:
-            self._decode(
-                prefix.token.expand(1, size),
-                torch.full((1, size), past, device=self.device),
-                attention_mask=mask.to(self.device)[None, None],
-                past_key_values=structure.cache_view(prefix.cache),
-                use_cache=True,
-            )
+            self._decode_behind(prefix, answers, positions, torch.eye(len(h)))
         return captured[0][0].to(self.device)
 
     @torch.inference_mode()
@@ -338,7 +322,7 @@ class LensModel:
             cache.batch_repeat_interleave(len(part))
             with self._replace(layer, part[:, None]) as captured:
                 self._decode(
-                    prefix.token.expand(len(part), 1),
+                    prefix.input_ids[:, -1:].expand(len(part), 1),
                     torch.full((len(part), 1), prefix.length, device=self.device),
                     attention_mask=torch.ones(
                         len(part), prefix.length + 1, dtype=torch.long, device=self.device
@@ -437,6 +421,21 @@ class LensModel:
         if self.takes_positions:
             inputs["position_ids"] = positions
         self.decoder(input_ids=input_ids, **inputs)
+
+    def _decode_behind(
+        self, prefix: Prefix, input_ids: Tensor, positions: Tensor, own: Tensor
+    ) -> None:
+        """Run tokens in one row: each attends to a prefix, and to those of them ``own`` says."""
+        seen = torch.cat([torch.ones(len(own), prefix.length), own], 1).to(self.device, torch.bool)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
+        self._decode(
+            input_ids[None].to(self.device),
+            positions[None].to(self.device),
+            attention_mask=mask[None, None],
+            past_key_values=structure.cache_view(prefix.cache),
+            use_cache=True,
+        )
 
     @contextmanager
     def _capture(self, places: Tensor):

@@ -377,6 +377,7 @@ PLATES: dict[str, Callable[[SimpleNamespace], Plate | str]] = {
     "dimensions": _dimensions,
     "dose-lens": _dose("lens"),
     "dose-network": _dose("through-network"),
+    "dose-everywhere": _dose("all-positions"),
     "transfer": _transfer,
     "null-space": _null_space,
     "neurons": _neurons,

@@ -1,14 +1,15 @@
-"""Changing the residual stream at the answer position by a direction, and what it does.
+"""Changing the residual stream by a direction, and what it does.
 
 The paper's intervention adds ``eta * v`` at layer l, with ``eta = alpha * mean ||h[l]||``, so that
-alpha means the same in every model. Two ways to read the effect: ``lens`` reads at the steered
-layer itself, ``through-network`` runs the blocks above on the changed stream and reads at layer L.
-Each is read with the final norm live, and with its scale frozen at that of the unsteered stream.
+alpha means the same in every model. Three modes: ``lens`` changes the answer position and reads at
+the steered layer itself; ``through-network`` runs the blocks above on it and reads at layer L;
+``all-positions`` does so with the stream of every token of the prompt changed alike. Each is read
+with the final norm live, and with its scale frozen at that of the unsteered stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,11 @@ from torch import Tensor
 
 from layercal.model import LensModel, Prefix
 
-READ_LAYER = {"lens": lambda layer, final: layer, "through-network": lambda layer, final: final}
+READ_LAYER = {
+    "lens": lambda layer, final: layer,
+    "through-network": lambda layer, final: final,
+    "all-positions": lambda layer, final: final,
+}
 # added to a mode: read with the scale of the final norm frozen
 FROZEN = "-frozen"
 
@@ -26,7 +31,7 @@ def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
 
     Parameters
     ----------
-    h : Tensor, shape (d,)
+    h : Tensor, shape (..., d)
     basis : Tensor, shape (F, r, d)
         Orthonormal rows of F fits; a direction is a basis of one.
     eta : Tensor, shape (F, alphas)
@@ -36,9 +41,9 @@ def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (F, alphas, d)
+    Tensor, shape (..., F, alphas, d)
     """
-    return h + eta[..., None] * basis[:, None, 0]
+    return h[..., None, None, :] + eta[..., None] * basis[:, None, 0]
 
 
 def subtract(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
@@ -49,12 +54,14 @@ def subtract(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
 def rotate(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
     """Control: turn towards the direction, keeping the norm; parameters as in :func:`add`."""
     moved = add(h, basis, eta, alphas)
-    return moved * (h.norm() / moved.norm(dim=-1, keepdim=True))
+    length = h.norm(dim=-1)[..., None, None, None]
+    return moved * (length / moved.norm(dim=-1, keepdim=True))
 
 
 def rescale(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
     """Multiply the part in a subspace by ``1 + alpha``; -1 ablates it. Parameters as in add."""
-    return h + alphas[:, None] * ((h @ basis.mT)[:, None] @ basis)
+    h = h[..., None, None, :]
+    return h + alphas[:, None] * (h @ basis.mT @ basis)
 
 
 INTERVENTIONS: dict[str, Callable] = {
@@ -148,6 +155,46 @@ def steered_logits(
     return live, frozen
 
 
+@torch.inference_mode()
+def steered_everywhere(
+    model: LensModel,
+    prefix: Prefix,
+    layer: int,
+    changed: Tensor,
+    option_ids: Tensor,
+    chunk: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Option logits of one prompt under many changes of its residual stream at every position.
+
+    The blocks up to ``layer`` have run once, without any change; those above run for each.
+
+    Parameters
+    ----------
+    model : LensModel
+    prefix : Prefix
+        The prompt, run once.
+    layer : int
+        Where the stream is changed.
+    changed : Tensor, shape (S, tokens, d)
+        Residuals at ``layer``, one row a setting.
+    option_ids : Tensor, shape (n_options,)
+    chunk : int
+        Tokens that go through the network in one pass, but at least one setting; bounds memory.
+
+    Returns
+    -------
+    live, frozen : Tensor, shape (S, n_options)
+        With the final norm live, and with its scale frozen at that of the unsteered stream.
+    """
+    unsteered = prefix.residuals[-1]
+    live, frozen = torch.empty(2, len(changed), len(option_ids))
+    for rows in torch.arange(len(changed)).split(max(chunk // changed.shape[1], 1)):
+        last = model.continue_all(prefix.input_ids[0], layer, changed[rows].to(model.device))
+        live[rows] = model.option_logits(last, option_ids).cpu()
+        frozen[rows] = model.option_logits(last, option_ids, frozen_at=unsteered).cpu()
+    return live, frozen
+
+
 def changes(
     h: Tensor,
     steered: Sequence[Variant],
@@ -156,12 +203,12 @@ def changes(
     alphas: Tensor,
     own: int,
     place: int,
-) -> Tensor:
-    """All changed residuals of one question at one layer.
+) -> Iterator[Tensor]:
+    """All changed residuals of one question at one layer, some at a time.
 
     Parameters
     ----------
-    h : Tensor, shape (d,)
+    h : Tensor, shape (..., d)
     steered : sequence of Variant
     random : Tensor, shape (R, d)
     norms : Tensor, shape (K, K)
@@ -172,16 +219,19 @@ def changes(
     place : int
         Of the layer among those swept.
 
-    Returns
-    -------
-    Tensor, shape (V, alphas, d)
-        For each variant the fits for the K outer folds, then the random directions.
+    Yields
+    ------
+    Tensor, shape (..., settings, d)
+        For each variant the fits for the K outer folds, each at all scales; then the random
+        directions; last ``h`` itself.
     """
     eta = norms[:, own, None] * alphas
-    found = [
-        INTERVENTIONS[one.intervention](h, one.basis(own, place), eta, alphas) for one in steered
-    ]
-    return torch.cat([*found, add(h, random[:, None], eta[own].expand(len(random), -1), alphas)])
+    for one in steered:
+        moved = INTERVENTIONS[one.intervention](h, one.basis(own, place), eta, alphas)
+        yield moved.flatten(-3, -2)
+    for some in random.split(len(norms)):
+        yield add(h, some[:, None], eta[own].expand(len(some), -1), alphas).flatten(-3, -2)
+    yield h[..., None, :]
 
 
 def sweep_prompt(
@@ -208,8 +258,9 @@ def sweep_prompt(
     own : int
         The question's fold.
     alphas : sequence of float
-    modes : sequence of {"lens", "through-network"}
+    modes : sequence of {"lens", "through-network", "all-positions"}
     chunk : int
+        Tokens that go through the network in one pass; bounds memory.
 
     Returns
     -------
@@ -219,63 +270,41 @@ def sweep_prompt(
     """
     steered, scales = variants(fitted), torch.tensor(alphas)
     n_fitted = len(steered) * len(fitted["norms"])
-    moved = scales != 0
+    n_directions = n_fitted + len(fitted["random"])
+    layers, moved = fitted["layers"].tolist(), scales != 0
+    if "all-positions" in modes:
+        streams = model.streams(prefix.input_ids[0], layers)
     found = {name: [] for mode in modes for name in (mode, mode + FROZEN)}
-    for place, layer in enumerate(fitted["layers"].tolist()):
-        h = prefix.residuals[layer].float().cpu()
+    for place, layer in enumerate(layers):
         norms = fitted["norms"][:, :, layer]
-        changed = changes(h, steered, fitted["random"], norms, scales, own, place)
-        # all settings of scale 0 are one and the same: it runs once
-        rows = torch.cat([changed[:, moved].flatten(0, 1), h[None]]).to(model.device)
         for mode in modes:
-            read = steered_logits(model, prefix, layer, rows, option_ids, mode, chunk)
+            h = streams[place] if mode == "all-positions" else prefix.residuals[layer]
+            rest = steered, fitted["random"], norms, scales[moved], own, place
+            changed = changes(h.float().cpu(), *rest)
+            read = _swept(model, prefix, layer, changed, option_ids, mode, chunk)
             for name, logits in zip((mode, mode + FROZEN), read, strict=True):
-                every = logits[-1].repeat(*changed.shape[:2], 1)
-                every[:, moved] = logits[:-1].reshape(len(changed), -1, len(option_ids))
+                # all settings of scale 0 are one and the same: it ran once
+                every = logits[-1].repeat(n_directions, len(alphas), 1)
+                every[:, moved] = logits[:-1].reshape(n_directions, -1, len(option_ids))
                 found[name].append(every if name == mode else every[:n_fitted])
     return {name: torch.stack(layers, 1) for name, layers in found.items()}
 
 
-@torch.inference_mode()
-def steered_everywhere(
+def _swept(
     model: LensModel,
-    input_ids: Tensor,
+    prefix: Prefix,
     layer: int,
-    stream: Tensor,
-    unsteered: Tensor,
-    vectors: Tensor,
+    changed: Iterator[Tensor],
     option_ids: Tensor,
-    rows: int = 16,
+    mode: str,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Option logits of one prompt under many vectors, each added at all of its positions.
-
-    The blocks up to ``layer`` have run once, without any vector; those above run for each. Read
-    at the steered layer itself (``lens``), it would be no different from the answer position alone.
-
-    Parameters
-    ----------
-    model : LensModel
-    input_ids : Tensor, shape (tokens,)
-    layer : int
-        Where the vectors are added.
-    stream : Tensor, shape (tokens, d)
-        Unsteered residuals at ``layer``, of :meth:`LensModel.streams`.
-    unsteered : Tensor, shape (d,)
-        Unsteered residual of the answer token at layer L.
-    vectors : Tensor, shape (S, d)
-    option_ids : Tensor, shape (n_options,)
-    rows : int
-        Vectors that go through the network in one batch; bounds memory, with the prompt's length.
-
-    Returns
-    -------
-    live, frozen : Tensor, shape (S, n_options)
-        With the final norm live, and with its scale frozen at that of the unsteered stream.
-    """
-    live, frozen = torch.empty(2, len(vectors), len(option_ids))
-    for some in torch.arange(len(vectors)).split(rows):
-        changed = stream.float() + vectors[some].to(model.device)[:, None]
-        last = model.continue_all(input_ids, layer, changed)
-        live[some] = model.option_logits(last, option_ids).cpu()
-        frozen[some] = model.option_logits(last, option_ids, frozen_at=unsteered).cpu()
-    return live, frozen
+    """Option logits of all settings of one layer and mode, live and frozen; (S, n_options)."""
+    if mode == "all-positions":  # some at a time: each holds the stream of the whole prompt
+        every = (
+            steered_everywhere(model, prefix, layer, some.movedim(1, 0), option_ids, chunk)
+            for some in changed
+        )
+        return tuple(torch.cat(side) for side in zip(*every, strict=True))
+    rows = torch.cat(list(changed)).to(model.device)
+    return steered_logits(model, prefix, layer, rows, option_ids, mode, chunk)

@@ -82,7 +82,7 @@ def summarise(
 
 def above_chance(sweep: Sweep) -> bool:
     """Whether the interval of the unsteered final accuracy lies above guessing."""
-    logits = sweep.unsteered(sweep.modes[-1], len(sweep.layers) - 1)
+    logits = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
     correct = sweep.read(logits)[1].astype(float)
     low, _ = resampling.interval(correct.mean(), sweep.resampled_mean(correct))
     return bool(low > np.mean(1 / np.isfinite(logits).sum(-1)))
@@ -107,7 +107,7 @@ def _set_bar(rows: list[dict]) -> None:
 def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
     """Layers to choose among: each alone; all where they are read at the same layer."""
     yield from ([place] for place in range(len(sweep.layers)))
-    if mode == "through-network" and len(sweep.layers) > 1:
+    if mode != "lens" and len(sweep.layers) > 1:
         yield list(range(len(sweep.layers)))
 
 

@@ -144,7 +144,6 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         **model,
         shard=0,
         directions=vectors,
-        residuals=residuals,
         alphas=[0, 1],
         modes=["lens", "through-network"],
         out=out / "logits.safetensors",

@@ -10,11 +10,15 @@ IDS = [5, 9, 2, 77, 31, 8, 40]
 OPTIONS = torch.tensor([11, 23, 5, 90])
 
 
-def naive_steered(causal, layer, vector):
-    """One full pass in which the output of block ``layer`` is moved at the last token."""
+def naive_steered(causal, layer, move_of, positions=slice(-1, None)):
+    """One full pass in which the output of block ``layer`` is moved at the last token, or at all.
+
+    By a vector, or by one that depends on the stream there.
+    """
 
     def move(module, args, output):
-        output[0, -1] += vector
+        for h in output[0, positions]:
+            h += move_of(h.clone()) if callable(move_of) else move_of
         return output
 
     handle = causal.model.layers[layer - 1].register_forward_hook(move)
@@ -57,10 +61,9 @@ def steerable(request):
         changed = prefix.residuals[2] + vectors
         return steering.steered_logits(read, prefix, 2, changed, OPTIONS, "through-network", chunk)
 
-    def everywhere(vectors, rows):
-        return steering.steered_everywhere(
-            read, ids, 2, stream, prefix.residuals[-1], vectors, OPTIONS, rows
-        )
+    def everywhere(vectors, settings):
+        changed = stream + vectors[:, None]
+        return steering.steered_everywhere(read, prefix, 2, changed, OPTIONS, settings * len(IDS))
 
     return blocks_of(causal, request.param)[-1], {at_answer: 1, everywhere: len(IDS)}
 
@@ -91,22 +94,24 @@ def test_one_chunk_equals_many(steerable):
             torch.testing.assert_close(many, one, atol=1e-4, rtol=1e-4)
 
 
-def test_lower_blocks_run_once_for_all_vectors_added_everywhere(tiny_model):
-    read, ids = model.LensModel(tiny_model), torch.tensor(IDS)
-    ran = []
+def test_lower_blocks_run_once_for_all_changes_everywhere(tiny_model):
+    read = model.LensModel(tiny_model)
+    fitted, alphas = made_up_sweep(read), [-1.0, 0, 0.5]
+    fitted["layers"] = torch.tensor([2])
+    prefix, ran = read.prefix(torch.tensor(IDS)), []
     for layer in tiny_model.model.layers:
         layer.mlp.register_forward_hook(lambda module, *_: ran.append(module))
-    stream, last = read.streams(ids, [2, 5])
-    vectors = torch.randn(6, read.width)
-    steering.steered_everywhere(read, ids, 2, stream, last[-1], vectors, OPTIONS, rows=2)
-    assert [ran.count(layer.mlp) for layer in tiny_model.model.layers] == [1, 1, 4, 4, 4]
+    steering.sweep_prompt(read, prefix, OPTIONS, fitted, 1, alphas, ["all-positions"], len(IDS))
+    settings = (6 * 3 + 2) * 2 + 1
+    expected = [1, 1, *[1 + settings] * 3]
+    assert [ran.count(layer.mlp) for layer in tiny_model.model.layers] == expected
 
 
-def test_vectors_added_everywhere_at_the_last_layer_act_at_the_answer(tiny_model):
+def test_a_change_everywhere_at_the_last_layer_acts_at_the_answer(tiny_model):
     read, ids = model.LensModel(tiny_model), torch.tensor(IDS)
     prefix, stream = read.prefix(ids), read.streams(ids, [5])[0]
     vectors = torch.randn(6, read.width)
-    found = steering.steered_everywhere(read, ids, 5, stream, stream[-1], vectors, OPTIONS)
+    found = steering.steered_everywhere(read, prefix, 5, stream + vectors[:, None], OPTIONS)
     changed = prefix.residuals[5] + vectors
     expected = steering.steered_logits(read, prefix, 5, changed, OPTIONS, "through-network")
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -142,58 +147,66 @@ def fits(width, layers=2, folds=3, rank=1, seed=0):
     return torch.linalg.qr(drawn).Q.mT
 
 
-def test_sweep_is_each_change_in_a_full_pass(tiny_model):
-    read = model.LensModel(tiny_model)
-    h = read.residuals(torch.tensor([IDS]))[0]
-    norms = h.norm(dim=-1) * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2))
-    fitted = {
+def made_up_sweep(read):
+    norms = read.residuals(torch.tensor([IDS]))[0].norm(dim=-1)
+    return {
         "direction/000/first": fits(read.width)[..., 0, :],
         "direction/001/second": fits(read.width, layers=1, seed=1)[..., 0, :],
         "subspace": fits(read.width, layers=1, rank=3),
         "random": directions.random_directions(2, read.width, 0),
-        "norms": norms,
+        "norms": norms * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2)),
         "layers": torch.tensor([2, 5]),
     }
-    alphas, own, prefix = [-1.0, 0, 0.5], 1, read.prefix(torch.tensor(IDS))
+
+
+@pytest.mark.parametrize(
+    ("mode", "positions"), [("through-network", slice(-1, None)), ("all-positions", slice(None))]
+)
+def test_sweep_is_each_change_in_a_full_pass(tiny_model, mode, positions):
+    read = model.LensModel(tiny_model)
+    h = read.residuals(torch.tensor([IDS]))[0]
+    fitted = made_up_sweep(read)
+    norms, alphas, own = fitted["norms"], [-1.0, 0, 0.5], 1
+    prefix = read.prefix(torch.tensor(IDS))
     names = [one.name for one in steering.variants(fitted)]
     assert names == ["first", "second"] + [
         f"first ({how})" for how in ("subtract", "rotate", "rescale")
     ] + ["phase-subspace (rescale)"]
-    modes = ["through-network", "lens"]
-    found = steering.sweep_prompt(read, prefix, OPTIONS, fitted, own, alphas, modes, chunk=7)
+    found = steering.sweep_prompt(
+        read, prefix, OPTIONS, fitted, own, alphas, [mode, "lens"], chunk=7
+    )
     assert found["lens"].shape == (6 * 3 + 2, 2, 3, 4)
-    assert found["lens-frozen"].shape == found["through-network-frozen"].shape == (6 * 3, 2, 3, 4)
+    assert found["lens-frozen"].shape == found[f"{mode}-frozen"].shape == (6 * 3, 2, 3, 4)
+
+    def close(row, place, a, move):
+        layer = [2, 5][place]
+        expected = naive_steered(tiny_model, layer, move, positions)
+        torch.testing.assert_close(found[mode][row, place, a], expected, atol=1e-4, rtol=1e-4)
+
     for place, layer in enumerate([2, 5]):
-        at, first = h[layer], fitted["direction/000/first"][:, own, place]
+        first = fitted["direction/000/first"][:, own, place]
         for fold in range(3):
             for a, alpha in enumerate(alphas):
                 eta = alpha * norms[fold, own, layer]
-                turned = at + eta * first[fold]
                 one, basis = first[fold], fitted["subspace"][fold, own, 0]
+
+                def turned(at, eta=eta, one=one):
+                    moved = at + eta * one
+                    return moved * at.norm() / moved.norm() - at
+
                 moves = [
                     eta * one,
                     eta * fitted["direction/001/second"][fold, own, 0],
                     -eta * one,
-                    turned * at.norm() / turned.norm() - at,
-                    alpha * (at @ one) * one,
-                    alpha * basis.T @ basis @ at,
+                    turned,
+                    lambda at, alpha=alpha, one=one: alpha * (at @ one) * one,
+                    lambda at, alpha=alpha, basis=basis: alpha * basis.T @ basis @ at,
                 ]
                 for variant, move in enumerate(moves):
-                    torch.testing.assert_close(
-                        found["through-network"][3 * variant + fold, place, a],
-                        naive_steered(tiny_model, layer, move),
-                        atol=1e-4,
-                        rtol=1e-4,
-                    )
+                    close(3 * variant + fold, place, a, move)
         for r in range(2):
-            move = 0.5 * norms[own, own, layer] * fitted["random"][r]
-            torch.testing.assert_close(
-                found["through-network"][18 + r, place, 2],
-                naive_steered(tiny_model, layer, move),
-                atol=1e-4,
-                rtol=1e-4,
-            )
-    torch.testing.assert_close(found["lens"][:, 1], found["through-network"][:, 1])
+            close(18 + r, place, 2, 0.5 * norms[own, own, layer] * fitted["random"][r])
+    torch.testing.assert_close(found["lens"][:, 1], found[mode][:, 1])
     # ablating the subspace leaves nothing of the stream in it
     (gone,) = steering.rescale(h[2], fitted["subspace"][:1, own, 0], None, torch.tensor([-1.0]))[0]
     torch.testing.assert_close(

@@ -106,8 +106,12 @@ def test_the_slider_moves_diagram_and_numbers(page, finished):
 def test_steered_readings_are_those_of_the_sweep(page, finished):
     sweep = pd.read_parquet(finished / "results/steering/tiny/own/sweep.parquet")
     labels = page.locator("#reading option").all_inner_texts()
-    assert labels[1:] == ["steered, read at the steered layer", "steered, read at the last layer"]
-    for label, mode in zip(labels[1:], ["lens", "through-network"], strict=True):
+    assert labels[1:] == [
+        "steered, read at the steered layer",
+        "steered, read at the last layer",
+        "steered at all positions, read at the last layer",
+    ]
+    for label, mode in zip(labels[1:], sweep["mode"].unique(), strict=True):
         page.select_option("#reading", label=label)
         for direction in page.locator("#direction option").all_inner_texts():
             page.select_option("#direction", label=direction)

@@ -19,6 +19,7 @@ FIGURES = [
     "dimensions",
     "dose-lens",
     "dose-network",
+    "dose-everywhere",
     "transfer",
     "null-space",
     "neurons",

@@ -18,9 +18,6 @@ rule steer_prompts:
         manifest="resources/models/{model}/manifest.json",
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         directions="results/directions/{model}/{questions}/directions.safetensors",
-        residuals=expand(
-            "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
-        ),
         code=expand(
             "src/layercal/{module}.py",
             module=["attribution", "model", "sources", "steering", "structure", "stages/steer"],
@@ -50,7 +47,6 @@ rule steer_prompts:
     shell:
         "python -m layercal.stages.steer --manifest {input.manifest} --prompts {input.prompts}"
         " --shard {wildcards.shard} --directions {input.directions}"
-        " --residuals {input.residuals}"
         " --alphas {params.alphas} --modes {params.modes} --chunk {params.chunk}"
         " --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
         " --threads {threads} --out {output.logits} --log {log}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
@@ -83,18 +84,30 @@ def stage(args) -> None:
         lacking = max(args.ranks) - len(basis)
         return torch.nn.functional.pad(basis, (0, 0, 0, lacking))[None]
 
-    written = {
+    found = {
         **{f"direction/{i:03d}/{name}": one for i, (name, one) in enumerate(fitted.items())},
         "subspace": directions.cross_fit(subspace, split, fold, args.folds),
         "random": directions.random_directions(args.random, split.residuals.shape[-1], args.seed),
         "norms": directions.cross_fit(directions.mean_norms, split, fold, args.folds),
         "fold": torch.tensor(fold),
         "layers": torch.tensor(layers),
+        **_mean_written(args.residuals, len(prompts)),
     }
     by_rank = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
-    sources.write_atomically(args.out, save(written))
+    sources.write_atomically(args.out, save(found))
     sources.write_atomically(args.table, pd.DataFrame(rows).to_parquet(index=False))
     sources.write_atomically(args.dimensions, by_rank.to_parquet(index=False))
+
+
+def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
+    """Mean over all prompts of what each block writes, (L, 2, d), if it was recorded."""
+    total = 0
+    for path in shards:
+        with safe_open(path, "pt") as shard:
+            if "written" not in shard.keys():  # noqa: SIM118
+                return {}
+            total = total + shard.get_tensor("written")
+    return {"written": total / n}
 
 
 def _split(args, prompts: pd.DataFrame) -> directions.Split:

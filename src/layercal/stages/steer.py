@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn.functional import pad
 from tqdm import tqdm
@@ -19,7 +18,6 @@ def main() -> None:
     made.add_argument("--prompts", type=Path, required=True)
     made.add_argument("--shard", type=int, required=True)
     made.add_argument("--directions", type=Path, required=True, help="directions.safetensors")
-    made.add_argument("--residuals", type=Path, nargs="+", required=True, help="all shards")
     made.add_argument("--alphas", type=float, nargs="+", required=True)
     made.add_argument("--modes", nargs="+", choices=sorted(steering.READ_LAYER), required=True)
     made.add_argument("--chunk", type=int, default=512, help="settings in one pass; bounds memory")
@@ -40,7 +38,6 @@ def stage(args) -> None:
     model = stages.load_model(args)
     n_options = prompts["option_ids"].map(len).max()
     lowest = min(int(fitted["layers"][0]) + 1, model.n_layers)
-    means = _mean_written(args.residuals, len(prompts), lowest)
     logits = []
     label = f"{args.manifest.parent.name}: steering, shard {args.shard}"
     for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
@@ -56,24 +53,14 @@ def stage(args) -> None:
             args.modes,
             args.chunk,
         )
-        if means is not None:
+        if "written" in fitted:
+            means = fitted["written"][lowest - 1 :]
             changed = attribution.without_parts(model, prefix, lowest, means)
             found["without"] = model.option_logits(changed, option_ids).cpu()
         lacking = (0, n_options - len(option_ids))
         logits.append({name: pad(one, lacking, value=-torch.inf) for name, one in found.items()})
     written = {name: torch.stack([one[name] for one in logits]) for name in logits[0]}
     sources.write_atomically(args.out, save(written))
-
-
-def _mean_written(shards: list[Path], n: int, lowest: int) -> torch.Tensor | None:
-    """Mean over all prompts of what the blocks from ``lowest`` on write, if it was recorded."""
-    total = 0
-    for path in shards:
-        with safe_open(path, "pt") as shard:
-            if "written" not in shard.keys():  # noqa: SIM118
-                return None
-            total = total + shard.get_tensor("written")[lowest - 1 :]
-    return total / n
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _without_parts(sweep: evaluation.Sweep, without, phase: dict) -> list[dict]:
     """Ablations of attention and MLP of each block, from the last."""
     if without is None:
         return []
-    before = sweep.unsteered(sweep.modes[-1], len(sweep.layers) - 1)
+    before = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
     blocks = range(phase["final_layer"] - without.shape[1] + 1, phase["final_layer"] + 1)
     named = {
         f"{part} {block}": without[:, row, column]
