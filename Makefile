@@ -38,6 +38,7 @@ bench: $(READY) # of a finished study
 	python benchmarks/metrics.py
 	python benchmarks/extraction.py
 	python benchmarks/harness.py
+	python benchmarks/growth.py
 
 bench-gpu: $(READY)
 	python benchmarks/gpu.py
