@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
+hypothesis.settings.register_profile("layercal", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("layercal")
 
 
 def word_tokenizer(letters=" A", vocabulary=()) -> PreTrainedTokenizerFast:
