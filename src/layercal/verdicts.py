@@ -17,6 +17,7 @@ from layercal.steering import FROZEN, READ_LAYER
 SELECTED = "selected"
 # changes that claims rest on, each adjusted for all rows of its kind
 TESTED = "ece", "mce", "frozen", "beyond_temperature"
+LEVEL = 0.05  # of p-values after Holm's correction
 
 
 def kind(name: str, estimators: Sequence[str]) -> str:
@@ -75,6 +76,8 @@ def summarise(
     for mode in sweep.modes:
         _set_bar([row for row in rows if row["mode"] == mode and "random_n" in row])
     for row in rows:
+        if row["ece_p_holm"] > LEVEL:  # a share of a gain that may not be there means nothing
+            row |= dict.fromkeys((name for name in row if name.startswith("share_")), None)
         row["outcome"] = _outcome(row, above_chance)
         row["verdict"] = _verdict(row)
     return rows
@@ -181,7 +184,6 @@ def _steered_row(sweep: Sweep, mode: str, name: str, places: list[int], controls
         "beyond_temperature": -found["beyond_temperature_change"],
         "beyond_random": gain + np.mean(controls) * found["ece_before"],
     }
-    # a share of a gain that is not there means nothing
     share = {f"share_{name}": float(left / gain) for name, left in survives.items() if gain > 0}
     return found | {f"share_{name}": share.get(f"share_{name}") for name in survives}
 
@@ -221,7 +223,7 @@ def _outcome(found: dict, above_chance: bool) -> str:
         return "nothing to gain"
     if found["alphas"] and not any(found["alphas"]):
         return "unchanged, no scale helps"
-    if found["ece_p_holm"] > 0.05:
+    if found["ece_p_holm"] > LEVEL:
         return "undecided"
     if found["ece_change"] > 0:
         return "raised"
@@ -413,7 +415,7 @@ def _falls(change: str):
     """Whether a further change lies below 0, beyond Holm's level."""
 
     def decide(row: dict) -> str:
-        if row[f"{change}_p_holm"] > 0.05:
+        if row[f"{change}_p_holm"] > LEVEL:
             return "undecided"
         return "confirmed" if row[f"{change}_change"] < 0 else "refuted"
 

@@ -59,6 +59,13 @@ def test_shares_of_no_gain_are_not_given(rng):
     assert found["share_frozen"] is None and found["share_beyond_random"] is None
 
 
+def test_shares_of_a_gain_that_may_be_chance_are_not_given(rng):
+    (found,) = steered(sweep(rng, [1, 0.9, 0.8, 0.7], n=400, sharpness=1.3))
+    assert found["ece_change"] < 0 and found["ece_p_holm"] > 0.05
+    assert found["share_frozen"] is None and found["share_beyond_random"] is None
+    assert "of the gain" not in found["verdict"]
+
+
 def test_baselines_stand_beside(rng):
     made = sweep(rng, HELPS)
     rows = verdicts.summarise(made, ["update-mean"], True)
