@@ -232,6 +232,11 @@ def _outcome(found: dict, above_chance: bool) -> str:
     return "lowered" if beats else "lowered, as by random directions"
 
 
+def _p(value: float) -> str:
+    """A p-value in words; far tails are an extrapolation from the resamples."""
+    return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
+
+
 def _verdict(found: dict) -> str:
     layer = found["layer"]
     if layer == SELECTED:
@@ -257,8 +262,8 @@ def _verdict(found: dict) -> str:
     parts = [
         f"{where}: ECE {outcome}, {found['ece_before']:.3f} to {found['ece_after']:.3f} "
         f"({found['ece_relative_change']:+.0%}; change {found['ece_change']:+.3f}, 95 % CI "
-        f"{found['ece_change_low']:+.3f} to {found['ece_change_high']:+.3f}, p = "
-        f"{found['ece_p_holm']:.2g} after Holm)"
+        f"{found['ece_change_low']:+.3f} to {found['ece_change_high']:+.3f}, "
+        f"{_p(found['ece_p_holm'])} after Holm)"
     ]
     if "random_n" in found:
         parts.append(
@@ -368,7 +373,7 @@ def _surest_lowered(row: dict) -> tuple:
 
 def _in_words(row: dict, change: str) -> str:
     """A change with its interval and, where it is tested, its p-value."""
-    p = f", p = {row[f'{change}_p_holm']:.2g} after Holm" if change in TESTED else ""
+    p = f", {_p(row[f'{change}_p_holm'])} after Holm" if change in TESTED else ""
     chosen = row["layer"] == SELECTED
     layer = "the layer chosen with the scale" if chosen else f"layer {row['layer']}"
     return (
