@@ -35,6 +35,7 @@ from layercal.model import load
 from layercal.questions import LETTERS
 
 BATCH, TOKENS = 16, 2048
+OTHERS = ["bare", "harness", "nnsight", "transformer_lens"]
 
 
 class Task:
@@ -172,6 +173,7 @@ def main():
     made.add_argument("--behind", type=int, default=40, help="questions behind the same shots")
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--dtype", default="float32", help="as in the config of a study")
+    made.add_argument("--against", nargs="+", choices=OTHERS, default=OTHERS)
     args = made.parse_args()
     folder = Path("resources/models") / args.model
     read, tokenizer = load(folder, args.dtype, "cpu"), AutoTokenizer.from_pretrained(folder)
@@ -199,13 +201,15 @@ def main():
         return alike
 
     kinds = {"no shots": plain, "five shots": shots}
-    for kind, task in kinds.items():
+    for kind, task in kinds.items() if "bare" in args.against else ():
         compare(f"bare forward pass, {kind}", task.residuals, task.bare, last, args.repeats)
-    for kind, task in kinds.items():
+    for kind, task in kinds.items() if "harness" in args.against else ():
         sides = task.residuals, task.harness
         compare(f"lm-evaluation-harness, {kind}", *sides, letters(task), args.repeats)
     lenses = {"nnsight": nnsight, "transformer_lens": lambda task: transformer_lens(task, folder)}
     for name, made_of in lenses.items():
+        if name not in args.against:
+            continue
         if importlib.util.find_spec(name) is None:
             print(f"| {name}: not installed | | | | | | |")
             continue
