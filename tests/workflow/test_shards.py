@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from project import small_study, snakemake
+from safetensors.numpy import load
 from test_faults import contents
 
 PLACES = ("results/lens", "results/directions", "results/steering", "metrics", "plots")
@@ -34,9 +35,11 @@ def test_one_shard_and_eight_give_the_same_tables(tmp_path):
         tables = {str(name): one for name, one in tables.items() if "logits-" not in name.name}
         # ablations rest on a mean over all prompts, which is summed shard by shard
         summary = json.loads(tables.pop("results/steering/tiny/own/summary.json"))
-        attributed.append(numbers(summary.pop("attribution")))
-        found.append(tables | {"summary": summary})
+        fitted = load(tables.pop("results/directions/tiny/own/directions.safetensors"))
+        attributed.append([*numbers(summary.pop("attribution")), *fitted.pop("written").flat])
+        vectors = {name: one.tobytes() for name, one in fitted.items()}
+        found.append(tables | vectors | {"summary": summary})
     assert (study / "results/extract/tiny/own/residuals-7.safetensors").exists()
     assert {name for name in found[0] if found[0][name] != found[1].get(name)} == set()
-    assert found[0].keys() == found[1].keys() and len(attributed[0]) > 8
+    assert found[0].keys() == found[1].keys() and "norms" in found[0] and len(attributed[0]) > 8
     np.testing.assert_allclose(*attributed, atol=1e-3)
