@@ -38,7 +38,6 @@ bench: $(READY) # of a finished study
 	python benchmarks/metrics.py
 	python benchmarks/extraction.py
 	python benchmarks/harness.py
-	python benchmarks/growth.py
 
 bench-gpu: $(READY)
 	python benchmarks/gpu.py
