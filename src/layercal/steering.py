@@ -131,53 +131,10 @@ def steered_logits(
         The prompt, run once.
     layer : int
         Where the stream is changed.
-    changed : Tensor, shape (S, d)
+    changed : Tensor, shape (S, d), or (S, tokens, d) for all-positions
         Residuals at ``layer``, one row a setting.
     option_ids : Tensor, shape (n_options,)
-    mode : {"lens", "through-network"}
-    chunk : int
-        Settings that go through the network in one pass; bounds memory.
-
-    Returns
-    -------
-    live, frozen : Tensor, shape (S, n_options)
-        With the final norm live, and with its scale frozen at that of the unsteered stream.
-    """
-    unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)]
-    # filled in place: results kept one by one would scatter over the freed memory between passes
-    live, frozen = torch.empty(2, len(changed), len(option_ids))
-    for rows in torch.arange(len(changed)).split(chunk):
-        part = changed[rows]
-        if mode == "through-network":
-            part = model.continue_from(prefix, layer, part)
-        live[rows] = model.option_logits(part, option_ids).cpu()
-        frozen[rows] = model.option_logits(part, option_ids, frozen_at=unsteered).cpu()
-    return live, frozen
-
-
-@torch.inference_mode()
-def steered_everywhere(
-    model: LensModel,
-    prefix: Prefix,
-    layer: int,
-    changed: Tensor,
-    option_ids: Tensor,
-    chunk: int = 512,
-) -> tuple[Tensor, Tensor]:
-    """Option logits of one prompt under many changes of its residual stream at every position.
-
-    The blocks up to ``layer`` have run once, without any change; those above run for each.
-
-    Parameters
-    ----------
-    model : LensModel
-    prefix : Prefix
-        The prompt, run once.
-    layer : int
-        Where the stream is changed.
-    changed : Tensor, shape (S, tokens, d)
-        Residuals at ``layer``, one row a setting.
-    option_ids : Tensor, shape (n_options,)
+    mode : {"lens", "through-network", "all-positions"}
     chunk : int
         Tokens that go through the network in one pass, but at least one setting; bounds memory.
 
@@ -186,12 +143,18 @@ def steered_everywhere(
     live, frozen : Tensor, shape (S, n_options)
         With the final norm live, and with its scale frozen at that of the unsteered stream.
     """
-    unsteered = prefix.residuals[-1]
+    unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)]
+    rows_at_once = max(chunk // changed.shape[1:-1].numel(), 1)
+    # filled in place: results kept one by one would scatter over the freed memory between passes
     live, frozen = torch.empty(2, len(changed), len(option_ids))
-    for rows in torch.arange(len(changed)).split(max(chunk // changed.shape[1], 1)):
-        last = model.continue_all(prefix.input_ids[0], layer, changed[rows].to(model.device))
-        live[rows] = model.option_logits(last, option_ids).cpu()
-        frozen[rows] = model.option_logits(last, option_ids, frozen_at=unsteered).cpu()
+    for rows in torch.arange(len(changed)).split(rows_at_once):
+        part = changed[rows].to(model.device)
+        if mode == "through-network":
+            part = model.continue_from(prefix, layer, part)
+        elif mode == "all-positions":  # the blocks up to the layer have run once, for all
+            part = model.continue_all(prefix.input_ids[0], layer, part)
+        live[rows] = model.option_logits(part, option_ids).cpu()
+        frozen[rows] = model.option_logits(part, option_ids, frozen_at=unsteered).cpu()
     return live, frozen
 
 
@@ -277,34 +240,21 @@ def sweep_prompt(
     found = {name: [] for mode in modes for name in (mode, mode + FROZEN)}
     for place, layer in enumerate(layers):
         norms = fitted["norms"][:, :, layer]
+        rest = steered, fitted["random"], norms, scales[moved], own, place
+        at_answer = torch.cat(list(changes(prefix.residuals[layer].float().cpu(), *rest)))
         for mode in modes:
-            h = streams[place] if mode == "all-positions" else prefix.residuals[layer]
-            rest = steered, fitted["random"], norms, scales[moved], own, place
-            changed = changes(h.float().cpu(), *rest)
-            read = _swept(model, prefix, layer, changed, option_ids, mode, chunk)
-            for name, logits in zip((mode, mode + FROZEN), read, strict=True):
+            parts = [at_answer]
+            if mode == "all-positions":  # some at a time: each holds the stream of the whole prompt
+                everywhere = changes(streams[place].float().cpu(), *rest)
+                parts = (some.movedim(1, 0) for some in everywhere)
+            read = [
+                steered_logits(model, prefix, layer, part, option_ids, mode, chunk)
+                for part in parts
+            ]
+            for name, some in zip((mode, mode + FROZEN), zip(*read, strict=True), strict=True):
                 # all settings of scale 0 are one and the same: it ran once
+                logits = torch.cat(some)
                 every = logits[-1].repeat(n_directions, len(alphas), 1)
                 every[:, moved] = logits[:-1].reshape(n_directions, -1, len(option_ids))
                 found[name].append(every if name == mode else every[:n_fitted])
     return {name: torch.stack(layers, 1) for name, layers in found.items()}
-
-
-def _swept(
-    model: LensModel,
-    prefix: Prefix,
-    layer: int,
-    changed: Iterator[Tensor],
-    option_ids: Tensor,
-    mode: str,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """Option logits of all settings of one layer and mode, live and frozen; (S, n_options)."""
-    if mode == "all-positions":  # some at a time: each holds the stream of the whole prompt
-        every = (
-            steered_everywhere(model, prefix, layer, some.movedim(1, 0), option_ids, chunk)
-            for some in changed
-        )
-        return tuple(torch.cat(side) for side in zip(*every, strict=True))
-    rows = torch.cat(list(changed)).to(model.device)
-    return steered_logits(model, prefix, layer, rows, option_ids, mode, chunk)

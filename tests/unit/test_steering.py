@@ -63,7 +63,8 @@ def steerable(request):
 
     def everywhere(vectors, settings):
         changed = stream + vectors[:, None]
-        return steering.steered_everywhere(read, prefix, 2, changed, OPTIONS, settings * len(IDS))
+        tokens = settings * len(IDS)
+        return steering.steered_logits(read, prefix, 2, changed, OPTIONS, "all-positions", tokens)
 
     return blocks_of(causal, request.param)[-1], {at_answer: 1, everywhere: len(IDS)}
 
@@ -111,7 +112,8 @@ def test_a_change_everywhere_at_the_last_layer_acts_at_the_answer(tiny_model):
     read, ids = model.LensModel(tiny_model), torch.tensor(IDS)
     prefix, stream = read.prefix(ids), read.streams(ids, [5])[0]
     vectors = torch.randn(6, read.width)
-    found = steering.steered_everywhere(read, prefix, 5, stream + vectors[:, None], OPTIONS)
+    everywhere = stream + vectors[:, None]
+    found = steering.steered_logits(read, prefix, 5, everywhere, OPTIONS, "all-positions")
     changed = prefix.residuals[5] + vectors
     expected = steering.steered_logits(read, prefix, 5, changed, OPTIONS, "through-network")
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
