@@ -430,7 +430,7 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     layers = sorted(chosen["layer"].unique())
     blocks = -(-len(layers) // 5)
     columns = -(-len(layers) // blocks)
-    figure = Figure(figsize=(max(2 * columns + 1, 6), 6 * blocks + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(2 * columns + 1, 7), 6 * blocks + 0.5), layout="constrained")
     axes = figure.subplots(3 * blocks, columns, sharex=True, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
