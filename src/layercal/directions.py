@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from layercal import calibration
 from layercal.model import LensModel
 from layercal.phase import decision_layer
+from layercal.sources import Residuals
 
 # added to the name of an estimator: the question sets, or parts of one, that it was fitted on
 FROM = " from "
@@ -31,7 +32,7 @@ class Split:
 
     Attributes
     ----------
-    residuals : Tensor, shape (m, L + 1, d)
+    residuals : Residuals, or Tensor, shape (m, L + 1, d)
         Before the final norm at every layer, L included.
     logits : array, shape (m, L + 1, n_options)
         Lens readings, -inf where a question has no such option.
@@ -47,7 +48,7 @@ class Split:
         Of the ECE whose peak is sought.
     """
 
-    residuals: Tensor
+    residuals: Residuals | Tensor
     logits: np.ndarray
     answer: np.ndarray
     option_ids: Tensor
@@ -84,32 +85,35 @@ class Split:
 Estimator = Callable[[Split, Sequence[int]], Tensor]
 
 
-def unit_updates(residuals: Tensor, k: int) -> Tensor:
-    """Unit residual updates ``(h[l] - h[l-1]) / ||.||`` of the last k blocks.
+def unit_updates(residuals: Tensor) -> Tensor:
+    """Unit residual updates ``(h[l] - h[l-1]) / ||.||`` between adjacent layers.
 
     Parameters
     ----------
-    residuals : Tensor, shape (n, L + 1, d)
-    k : int
+    residuals : Tensor, shape (n, k + 1, d)
 
     Returns
     -------
     Tensor, shape (n, k, d)
         float32.
     """
-    return normalize(residuals[:, -k - 1 :].float().diff(dim=1), dim=-1)
+    return normalize(residuals.float().diff(dim=1), dim=-1)
 
 
 def update_mean(split: Split, layers: Sequence[int]) -> Tensor:
     """Unit mean of the unit block updates over the last blocks (Joshi et al. 2025); (1, d)."""
-    return normalize(unit_updates(split.residuals, split.blocks).mean((0, 1)), dim=0)[None]
+    return _mean_update(split.residuals[:, -split.blocks - 1 :])
 
 
 def middle_mean(split: Split, layers: Sequence[int]) -> Tensor:
     """Control: ``update-mean`` of as many blocks around the middle of the network; (1, d)."""
     final = split.residuals.shape[1] - 1
     last = (final + split.blocks + 1) // 2
-    return update_mean(replace(split, residuals=split.residuals[:, : last + 1]), layers)
+    return _mean_update(split.residuals[:, last - split.blocks : last + 1])
+
+
+def _mean_update(residuals: Tensor) -> Tensor:
+    return normalize(unit_updates(residuals).mean((0, 1)), dim=0)[None]
 
 
 def phase_mean(split: Split, layers: Sequence[int]) -> Tensor:
@@ -256,7 +260,8 @@ def cross_fit(
 
 def mean_norms(split: Split) -> Tensor:
     """Mean norm of the residual stream at every layer, the unit of the scale alpha; (L + 1,)."""
-    by_layer = [h.float().norm(dim=-1) for h in split.residuals.unbind(1)]
+    layers = range(split.residuals.shape[1])
+    by_layer = [split.residuals[:, layer].float().norm(dim=-1) for layer in layers]
     return torch.stack(by_layer, 1).mean(0)
 
 
@@ -313,8 +318,7 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
     rows = []
     for place, layer in enumerate(layers if by_layer else range(1, n_layers + 1)):
         own = _scored(fitted, place)
-        # one layer at a time: all updates of a large set would take several times its residuals
-        update = unit_updates(split.residuals[:, : layer + 1], 1)[:, 0]
+        update = unit_updates(split.residuals[:, layer - 1 : layer + 1])[:, 0]
         cosines = update @ own.T
         with_primary = (own * _scored(primary, place)).sum(-1)
         agreement = (own @ own.T).amin(-1)

@@ -58,17 +58,20 @@ PENALTIES = torch.logspace(-3, 3, 13)
 
 
 @torch.inference_mode()
-def translate(residuals: Tensor, fold: Tensor, penalties: Tensor = PENALTIES) -> Tensor:
-    """Tuned lens: carry every layer's residuals to the last by an affine map, cross-fitted.
+def translate(
+    residuals: Tensor, final: Tensor, fold: Tensor, penalties: Tensor = PENALTIES
+) -> Tensor:
+    """Tuned lens: carry a layer's residuals to the last by an affine map, cross-fitted.
 
     The map ``h + W (h - mean) + b`` of Belrose et al. 2023 (arXiv 2303.08112), here fitted by ridge
     regression in closed form to the final residual, with the penalty on W: without data it is the
-    logit lens shifted to the right mean. The penalty is chosen for each layer by the leave-one-out
-    error on the fit split, in closed form too.
+    logit lens shifted to the right mean. The penalty is chosen by the leave-one-out error on the
+    fit split, in closed form too.
 
     Parameters
     ----------
-    residuals : Tensor, shape (n, L + 1, d)
+    residuals, final : Tensor, shape (n, d)
+        Of the layer, and of the last.
     fold : Tensor of int, shape (n,)
         Each fold is translated by maps fitted on the other folds.
     penalties : Tensor
@@ -76,17 +79,15 @@ def translate(residuals: Tensor, fold: Tensor, penalties: Tensor = PENALTIES) ->
 
     Returns
     -------
-    Tensor, shape (n, L + 1, d)
-        float32; the last layer is left as it is.
+    Tensor, shape (n, d)
+        float32.
     """
-    translated = residuals.to(torch.float32, copy=True)
-    final = translated[:, -1]
-    for layer in range(residuals.shape[1] - 1):
-        h = residuals[:, layer].float()
-        for f in fold.unique():
-            inside = fold == f
-            update = _fit_ridge(h[~inside], (final - h)[~inside], penalties)
-            translated[inside, layer] = h[inside] + update(h[inside])
+    h = residuals.float()
+    difference, translated = final.float() - h, torch.empty_like(h)
+    for f in fold.unique():
+        inside = fold == f
+        update = _fit_ridge(h[~inside], difference[~inside], penalties)
+        translated[inside] = h[inside] + update(h[inside])
     return translated
 
 

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layercal import InputError, structure
 from layercal.model import ROUNDING, LensModel
+from layercal.sources import Residuals
 
 # a unit vector has no part in a space if less than this of its length lies there
 NOTHING = 1e-6
@@ -155,13 +156,13 @@ def _unit_part(direction: Tensor, basis: Tensor, space: str) -> Tensor:
 
 @torch.inference_mode()
 def question_shares(
-    residuals: Tensor, unembedding: Unembedding, rules: Sequence[str]
+    residuals: Residuals | Tensor, unembedding: Unembedding, rules: Sequence[str]
 ) -> dict[str, Tensor]:
     """Share of the squared norm that lies in the null space, for each question.
 
     Parameters
     ----------
-    residuals : Tensor, shape (n, L + 1, d)
+    residuals : Residuals, or Tensor, shape (n, L + 1, d)
         Before the final norm at every layer, L included.
     unembedding : Unembedding
     rules : sequence of str
@@ -181,15 +182,19 @@ def question_shares(
         energy = torch.cat([torch.zeros(len(h), 1), energy], 1)[:, sizes]
         return energy / h.square().sum(-1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
 
-    layers = residuals.cpu().unbind(1)
-    pairs = zip(layers[1:], layers[:-1], strict=True)
-    return {
-        "residual": torch.stack([share(h.float()) for h in layers], 1),
-        "update": torch.stack([share(after.float() - h.float()) for after, h in pairs], 1),
-    }
+    below = residuals[:, 0].cpu().float()
+    residual, update = [share(below)], []
+    for layer in range(1, residuals.shape[1]):
+        h = residuals[:, layer].cpu().float()
+        residual.append(share(h))
+        update.append(share(h - below))
+        below = h
+    return {"residual": torch.stack(residual, 1), "update": torch.stack(update, 1)}
 
 
-def null_shares(residuals: Tensor, unembedding: Unembedding, rules: Sequence[str]) -> pd.DataFrame:
+def null_shares(
+    residuals: Residuals | Tensor, unembedding: Unembedding, rules: Sequence[str]
+) -> pd.DataFrame:
     """Mean over questions of :func:`question_shares`, by layer.
 
     Returns

@@ -252,6 +252,47 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+class Residuals:
+    """Residuals of a question set in their files, which are read a layer at a time.
+
+    Indexed as a Tensor of shape (n, L + 1, d): ``[:, layer]`` reads one layer, (n, d), and a slice
+    of layers several; ``[rows]`` keeps some of the questions and reads nothing. So a set larger
+    than memory can be worked on.
+
+    Parameters
+    ----------
+    shards : sequence of Tensor, shape (questions of the shard, L + 1, d)
+        As :func:`load_tensors` maps them from their files.
+    rows : Tensor of int, optional
+        Only these questions, in this order.
+    """
+
+    def __init__(self, shards: Sequence[torch.Tensor], rows: torch.Tensor | None = None):
+        self.shards, self.rows = shards, rows
+        n = sum(map(len, shards)) if rows is None else len(rows)
+        self.shape = (n, *shards[0].shape[1:])
+
+    @classmethod
+    def load(cls, paths: Iterable[Path]) -> Residuals:
+        """Open the shards of a question set, in order."""
+        return cls([load_tensors(path)["residuals"] for path in paths])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        import torch
+
+        if not isinstance(key, tuple):
+            rows = torch.arange(sum(map(len, self.shards))) if self.rows is None else self.rows
+            return Residuals(self.shards, rows[key])
+        every, layers = key
+        if every != slice(None):
+            raise TypeError("residuals are indexed as [rows] or [:, layers]")
+        read = torch.cat([shard[:, layers] for shard in self.shards])
+        return read if self.rows is None else read[self.rows]
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that its final name never holds half of it, whenever the run is killed.
 

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from layercal import calibration, directions
 from layercal.model import LensModel
 from layercal.phase import decision_layer
+from layercal.sources import Residuals
 
 OPTIONS = torch.tensor([11, 23, 5, 90])
 
@@ -160,6 +161,34 @@ def test_questions_of_no_fold_are_always_fitted_on(split):
     found = directions.cross_fit(lambda part: directions.update_mean(part, []), split, fold, 3)
     kept = split.take((fold != 0) & (fold != 2))
     torch.testing.assert_close(found[0, 2], directions.update_mean(kept, []))
+
+
+class FewLayers(Residuals):
+    """Residuals of which no more than four layers, those of three updates, are read at a time."""
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        if isinstance(found, Residuals):
+            return FewLayers(found.shards, found.rows)
+        assert found.ndim == 2 or found.shape[1] <= 4
+        return found
+
+
+def test_residuals_are_read_a_few_layers_at_a_time(split):
+    sharded = directions.replace(split, residuals=FewLayers(split.residuals.split([7, 40, 13])))
+    fold, layers = np.arange(60) % 3, [3, 4]
+    fits = directions.estimators([*directions.ESTIMATORS, "phase-pca"], [2])
+    for fit in (*fits.values(), directions.middle_mean):
+        found, like = (
+            directions.cross_fit(lambda part, fit=fit: fit(part, layers), one, fold, 3)
+            for one in (sharded, split)
+        )
+        assert torch.equal(found, like)
+        rows, like = (
+            directions.describe("x", found, found, one, layers) for one in (sharded, split)
+        )
+        assert rows == like
+    assert torch.equal(directions.mean_norms(sharded), directions.mean_norms(split))
 
 
 def test_random_directions_are_units_and_repeat():

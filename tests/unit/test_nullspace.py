@@ -7,6 +7,7 @@ import torch
 from families import blocks_of, tiny
 
 from layercal import InputError, model, nullspace
+from layercal.sources import Residuals
 
 PROMPTS = [[5, 9, 2, 77, 31, 8], [1, 2, 3], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
 RULES = ["k=0", "k=1", "k=7", "k=32", "energy=0.5", "energy=0.99"]
@@ -146,6 +147,8 @@ def test_shares_equal_a_projection_written_out(unembedding):
         shares = [np.square(null @ v).sum() / np.square(v).sum() for v in x]
         assert row["share"] == pytest.approx(np.mean(shares), abs=1e-5)
         assert (row["size"], row["chance"]) == (size, size / 32)
+    sharded = Residuals(residuals.split([1, 5]))
+    pd.testing.assert_frame_equal(nullspace.null_shares(sharded, unembedding, RULES), table)
     layers = table.groupby("what")["layer"].agg(lambda x: sorted(set(x)))
     assert layers["residual"] == [0, 1, 2, 3]
     assert layers["update"] == [1, 2, 3]

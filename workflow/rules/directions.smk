@@ -59,7 +59,7 @@ rule fit_directions:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=mb_of_model(4000, copies=6),
+        mem_mb=mb_of_model(4000, copies=2),
         runtime=minutes(60),
         gpu=GPU,
     params:
@@ -129,7 +129,7 @@ rule analyse_null_space:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=mb_of_model(4000, copies=6),
+        mem_mb=mb_of_model(4000, copies=2),
         runtime=minutes(60),
         gpu=GPU,
     params:

@@ -36,7 +36,7 @@ rule read_lens:
         "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
-        mem_mb=mb_of_model(4000, copies=6),
+        mem_mb=mb_of_model(4000, copies=2),
         runtime=minutes(60),
         gpu=GPU,
     params:

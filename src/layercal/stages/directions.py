@@ -114,7 +114,7 @@ def _split(args, prompts: pd.DataFrame) -> directions.Split:
     options = pd.read_parquet(args.options)
     letters = [name for name in options if name.startswith("logit_")]
     return directions.Split(
-        residuals=torch.cat([sources.load_tensors(path)["residuals"] for path in args.residuals]),
+        residuals=sources.Residuals.load(args.residuals),
         logits=options[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
         answer=prompts["answer"].to_numpy(),
         option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
@@ -143,7 +143,7 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         np.array_split(args.source_residuals, max(len(args.sources), 1)),
         strict=False,
     ):
-        other = torch.cat([sources.load_tensors(shard)["residuals"] for shard in shards])
+        other = sources.Residuals.load(shards)
         if other.shape[1:] != split.residuals.shape[1:]:
             stages.log.info("%s: of another width or depth, left out", name)
             continue
@@ -180,17 +180,18 @@ def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
     final = split.logits[:, -1:]
     by_layer, explained = [], []
     for layer in layers:
-        patched = torch.empty(n, len(ranks), width)
+        read = np.empty((n, len(ranks), len(split.option_ids)), np.float32)
         kept = torch.zeros(len(ranks))
         for f in range(args.folds):
             basis = directions.principal(split.take(fold != f), layer, ranks[-1])
-            inside = fold == f
-            patched[inside] = directions.patched(split.take(inside), basis, layer, ranks)
-            parts = (split.take(inside).differences(layer) @ basis.T).pow(2).sum(0)
+            held = split.take(fold == f)
+            patched = directions.patched(held, basis, layer, ranks)
+            with torch.inference_mode():
+                logits = split.model.option_logits(patched, split.option_ids)
+            read[fold == f] = logits.cpu().numpy()
+            parts = (held.differences(layer) @ basis.T).pow(2).sum(0)
             kept += torch.stack([parts[:rank].sum() for rank in ranks])
         explained += (kept / split.differences(layer).pow(2).sum()).tolist()
-        with torch.inference_mode():
-            read = split.model.option_logits(patched, split.option_ids).cpu().numpy()
         by_layer.append(np.concatenate([np.where(lacking, -np.inf, read), final], 1))
     weights = resampling.cluster_weights(
         pd.factorize(pd.Series(clusters))[0], args.draws, args.seed

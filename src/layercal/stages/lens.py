@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from layercal import lens, questions, sources, stages
 from layercal.questions import LETTERS
@@ -26,17 +27,26 @@ def main() -> None:
 def stage(args) -> None:
     """Write one row a prompt and layer, of both lenses."""
     prompts = pd.read_parquet(args.prompts)
-    residuals = torch.cat([sources.load_tensors(path)["residuals"] for path in args.residuals])
+    residuals = sources.Residuals.load(args.residuals)
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     option_ids = torch.tensor(max(prompts["option_ids"], key=len))
     model = stages.load_model(args)
     fold = torch.tensor(questions.folds(prompts["cluster"].tolist(), args.folds, args.seed))
-    for path, read in ((args.out, residuals), (args.tuned, lens.translate(residuals, fold))):
-        table = _table(prompts, lens.read(model, read, option_ids, n_options[:, None]))
+    by_layer, by_layer_tuned, final = [], [], residuals[:, -1]
+    # one layer at a time: all residuals of a large set do not fit into memory
+    for layer in tqdm(range(residuals.shape[1]), desc="lens", unit="layer", disable=None):
+        h = residuals[:, layer]
+        by_layer.append(lens.read(model, h, option_ids, n_options))
+        if layer < residuals.shape[1] - 1:
+            h = lens.translate(h, final, fold)
+        by_layer_tuned.append(lens.read(model, h, option_ids, n_options))
+    for path, found in ((args.out, by_layer), (args.tuned, by_layer_tuned)):
+        table = _table(prompts, found)
         sources.write_atomically(path, table.to_parquet(index=False))
 
 
-def _table(prompts: pd.DataFrame, found: dict[str, torch.Tensor]) -> pd.DataFrame:
+def _table(prompts: pd.DataFrame, by_layer: list[dict[str, torch.Tensor]]) -> pd.DataFrame:
+    found = {name: torch.stack([one[name] for one in by_layer], 1) for name in by_layer[0]}
     n, layers = found["entropy"].shape
     columns = {
         name: np.repeat(prompts[name].to_numpy(), layers)

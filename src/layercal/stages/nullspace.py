@@ -30,7 +30,7 @@ def stage(args) -> None:
     """Write shares over depth, and ablations of entropy neurons and of random control sets."""
     prompts, model = pd.read_parquet(args.prompts), stages.load_model(args)
     shards = [sources.load_tensors(path) for path in args.residuals]
-    residuals = torch.cat([shard["residuals"] for shard in shards])
+    residuals = sources.Residuals([shard["residuals"] for shard in shards])
     unembedding = nullspace.effective_unembedding(model)
     shares = nullspace.null_shares(residuals, unembedding, args.rules)
     try:

@@ -1,0 +1,149 @@
+"""How seconds and peak memory grow: with questions, shards, steered layers and scales.
+
+Prompts are 16 to 80 random tokens, so that none begins like another. Extraction runs in shards of
+``--shard`` prompts; ``in one shard`` shows what it costs not to. Each shard of a study is a job that
+loads the model: this is counted over shards. All is measured ``--repeats`` times in turn. Draws
+``docs/growth.png`` and prints its data as a Markdown table, medians with the lowest and the highest
+in brackets. Runs after ``make study``:
+
+    python benchmarks/growth.py
+"""
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from memory import measured
+from tqdm import tqdm
+
+from layercal import directions, extract, figures, steering
+from layercal.model import load
+
+DIRECTIONS, FOLDS, RANDOM = 5, 5, 20
+MEDIAN = {"estimator": "median", "errorbar": ("pi", 100)}
+
+
+def drawn_prompts(n, vocabulary):
+    """Prompts of random tokens, (n) lists."""
+    drawn = np.random.default_rng(0)
+    return [drawn.integers(vocabulary, size=drawn.integers(16, 81)).tolist() for _ in range(n)]
+
+
+def extracted(read, prompts, shard):
+    """Read all prompts, a shard at a time; each is done with before the next, as in a job."""
+    for start in range(0, len(prompts), shard):
+        extract.read(read, prompts[start : start + shard])
+
+
+def in_jobs(folder, dtype, prompts, shards):
+    """The same prompts in so many jobs, each loading the model."""
+    for shard in range(shards):
+        extract.read(load(folder, dtype, "cpu"), prompts[shard::shards])
+
+
+def made_up(read, layers):
+    """Directions like those of a study, at the uppermost layers."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(DIRECTIONS, FOLDS, FOLDS, 1, read.width, generator=generator)
+    drawn /= drawn.norm(dim=-1, keepdim=True)
+    return {
+        **{f"direction/{i:03d}/made-up": one for i, one in enumerate(drawn)},
+        "subspace": drawn[:1].movedim(0, 3),
+        "random": directions.random_directions(RANDOM, read.width, 0),
+        "norms": torch.ones(FOLDS, FOLDS, read.n_layers + 1),
+        "layers": torch.arange(read.n_layers - layers, read.n_layers),
+    }
+
+
+def swept(read, prompts, layers, scales):
+    """Sweep some prompts."""
+    fitted, alphas = made_up(read, layers), torch.linspace(0, 2, scales).tolist()
+    for ids in prompts:
+        option_ids = torch.arange(4)
+        prefix = read.prefix(torch.tensor(ids))
+        steering.sweep_prompt(
+            read, prefix, option_ids, fitted, 0, alphas, ["lens", "through-network"]
+        )
+
+
+def grow(folder, args):
+    """One row a measurement: what grew, in which way, to how much, seconds, peak memory in MB."""
+    read = load(folder, args.dtype, "cpu")
+    prompts = drawn_prompts(max(args.n), read.head.out_features)
+    least, few = prompts[: args.n[0]], prompts[: args.swept]
+    extracted(read, few, len(few))  # the first run of anything is slower
+    swept(read, few, 1, 2)
+    runs = [
+        ("questions", way, n, extracted, read, prompts[:n], size)
+        for n in args.n
+        for way, size in ((f"shards of {args.shard}", args.shard), ("in one shard", n))
+    ]
+    runs += [
+        ("shards", f"{len(least)} questions", shards, in_jobs, folder, args.dtype, least, shards)
+        for shards in (1, 2, 4, 8)
+    ]
+    of = f"{len(few)} questions"
+    runs += [("steered layers", of, layers, swept, read, few, layers, 7) for layers in (1, 2, 4, 8)]
+    runs += [("scales", of, scales, swept, read, few, 8, scales) for scales in (3, 7, 13, 25)]
+    rows = []
+    with tqdm(total=args.repeats * len(runs), disable=None) as bar:
+        for what, way, size, act, *arguments in args.repeats * runs:
+            _, seconds, memory = measured(act, *arguments)
+            rows.append((what, way, size, seconds, memory))
+            bar.update()
+    return pd.DataFrame(rows, columns=["what", "way", "size", "seconds", "memory"])
+
+
+def draw(table, title):
+    """Seconds above, memory below; a column each for what grows."""
+    figures.theme()
+    names = list(table["what"].unique())
+    figure = Figure(figsize=(3 * len(names), 5.4), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False)
+    labels = {"seconds": "seconds", "memory": "peak memory above the model, MB"}
+    for (row, (measure, label)), (column, name) in product(
+        enumerate(labels.items()), enumerate(names)
+    ):
+        axis, of = axes[row, column], table[table["what"] == name]
+        shown = {"hue": "way", "marker": "o", "legend": not row, **MEDIAN}
+        sns.lineplot(of, x="size", y=measure, ax=axis, **shown)
+        axis.set(xlabel=name if row else "", ylabel=label if not column else "", ylim=(0, None))
+        if name == "questions":
+            axis.set_xscale("log")
+        else:
+            axis.set_xticks(sorted(of["size"]))
+        if not row:
+            axis.legend(title=None, fontsize="small")
+    figure.suptitle(title)
+    return figure
+
+
+def main():
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--model", default="smollm2-135m")
+    made.add_argument("--n", type=int, nargs="+", default=[100, 1000, 10_000])
+    made.add_argument("--shard", type=int, default=100, help="prompts of a shard")
+    made.add_argument("--swept", type=int, default=2, help="prompts that are steered")
+    made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--dtype", default="auto", help="as in the config of a study")
+    made.add_argument("--out", type=Path, default=Path("docs/growth.png"))
+    args = made.parse_args()
+    table = grow(Path("resources/models") / args.model, args)
+    title = f"{args.model}, {torch.get_num_threads()} threads"
+    draw(table, title).savefig(args.out, dpi=120)
+    print(f"{title}\n\n| what grows | | to | seconds | peak memory, MB |\n|---|---|---|---|---|")
+    for (what, way, size), of in table.groupby(["what", "way", "size"], sort=False):
+        cells = [
+            f"{one.median():.{digits}f} ({one.min():.{digits}f}-{one.max():.{digits}f})"
+            for one, digits in ((of["seconds"], 1), (of["memory"], 0))
+        ]
+        print(f"| {what} | {way} | {size} | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()
