@@ -1,10 +1,10 @@
 """How seconds and peak memory grow: with questions, shards, steered layers and scales.
 
 Prompts are 16 to 80 random tokens, so that none begins like another. Extraction runs in shards of
-``--shard`` prompts; ``in one shard`` shows what it costs not to. Each shard of a study is a job that
-loads the model: this is counted over shards. All is measured ``--repeats`` times in turn. Draws
-``docs/growth.png`` and prints its data as a Markdown table, medians with the lowest and the highest
-in brackets. Runs after ``make study``:
+``--shard`` prompts; ``in one shard`` shows what it costs not to. Each shard of a study is a job
+that loads the model: this is counted over shards. All is measured ``--repeats`` times in turn.
+Draws ``docs/growth.png`` and prints its data as a Markdown table, medians with the lowest and the
+highest in brackets. Runs after ``make study``:
 
     python benchmarks/growth.py
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -46,9 +47,14 @@ def read(
     model: LensModel,
     input_ids: Sequence[Sequence[int]],
     batch_tokens: int = 2048,
+    shard: int = 0,
+    shards: int = 1,
     description: str = "residuals",
 ) -> dict[str, Tensor]:
     """Residual stream at the answer position of every prompt, at all layers.
+
+    Batches are planned for all prompts and then divided among shards, so that what is read of a
+    prompt is the same, bit for bit, in however many shards all are read.
 
     Parameters
     ----------
@@ -56,16 +62,19 @@ def read(
     input_ids : sequence of n token lists
     batch_tokens : int
         Token budget of a batch; halved from there on when memory runs out, which the log says.
+    shard, shards : int
+        Read only the batches of this shard of so many, which may be none.
     description : str
         Label of the progress bar.
 
     Returns
     -------
     dict of Tensor
-        On the CPU, in the order of ``input_ids``. ``residuals`` (n, L + 1, d) in the model's dtype.
-        Where a model's blocks allow it, as :func:`layercal.attribution.recorded` says:
-        ``written`` (L, 2, d), the sum over prompts of what attention and MLP of each block write,
-        and ``neurons`` (n, m), the activations of the last block's MLP in the model's dtype.
+        On the CPU, one row a prompt of the shard in the order of ``input_ids``: ``rows`` (n), its
+        index there, and ``residuals`` (n, L + 1, d) in the model's dtype. If the shard holds any
+        and a model's blocks allow it, as :func:`layercal.attribution.recorded` says: ``written``
+        (L, 2, d) float64, the sum over prompts of what attention and MLP of each block write, and
+        ``neurons`` (n, m), the activations of the last block's MLP in the model's dtype.
 
     Raises
     ------
@@ -73,10 +82,15 @@ def read(
         If the model yields a value that is not finite, or a single prompt needs more memory than
         there is.
     """
-    found: dict[str, Tensor] = {}
+    if not len(input_ids):
+        raise InputError("no prompts to extract residuals from")
+    batches = plan(input_ids, batch_tokens, model.takes_tails)
+    ahead = _of_shard(batches, input_ids, shard, shards)
+    here = torch.tensor(sorted(row for batch in ahead for row in batch.rows), dtype=torch.long)
+    shape = len(here), model.n_layers + 1, model.width
+    found = {"rows": here, "residuals": torch.empty(shape, dtype=model.dtype)}
     reader = _Reader(model, [torch.tensor(ids) for ids in input_ids])
-    ahead = plan(input_ids, batch_tokens, model.takes_tails)
-    with tqdm(total=len(input_ids), desc=description, unit="prompt", disable=None) as bar:
+    with tqdm(total=len(here), desc=description, unit="prompt", disable=None) as bar:
         while ahead:
             rows = ahead[0].rows
             batch = reader.read(ahead[0])
@@ -92,15 +106,15 @@ def read(
             _refuse_nan(batch["residuals"], rows)
             written = batch.pop("written", None)
             if written is not None:
-                found["written"] = found.get("written", 0) + written.sum(0)
+                # in float64, in which a sum over all prompts does not depend on its order
+                found["written"] = found.get("written", 0) + written.sum(0).double()
+            places = torch.searchsorted(here, torch.tensor(rows))
             for name, one in batch.items():
                 if name not in found:
-                    found[name] = torch.empty(len(input_ids), *one.shape[1:], dtype=model.dtype)
-                found[name][rows] = one.to(model.dtype)
+                    found[name] = torch.empty(len(here), *one.shape[1:], dtype=model.dtype)
+                found[name][places] = one.to(model.dtype)
             bar.update(len(rows))
             del ahead[0]
-    if not found:
-        raise InputError("no prompts to extract residuals from")
     return found
 
 
@@ -158,6 +172,19 @@ def plan(
     lengths = [len(input_ids[row]) for row in alone]
     padded = [[alone[i] for i in batch] for batch in length_batches(lengths, batch_tokens)]
     return [*batches, *(Batch(rows) for rows in padded)]
+
+
+def _of_shard(
+    batches: Sequence[Batch], input_ids: Sequence[Sequence[int]], shard: int, shards: int
+) -> list[Batch]:
+    """Batches of one shard: neighbours, so that beginnings stay shared, of about as many tokens."""
+    tokens = [sum(len(input_ids[row]) - batch.shared for row in batch.rows) for batch in batches]
+    middles = [end - own / 2 for end, own in zip(accumulate(tokens), tokens, strict=True)]
+    return [
+        batch
+        for batch, middle in zip(batches, middles, strict=True)
+        if int(middle * shards / sum(tokens)) == shard
+    ]
 
 
 def _alike(input_ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], int]]:
@@ -237,7 +264,6 @@ def _refuse_nan(h: Tensor, rows: list[int]) -> None:
     if broken.any():
         row, layer = broken.nonzero()[0].tolist()
         raise InputError(
-            f"the model yields NaN or Inf: prompt {rows[row]} of the shard, first at layer "
-            f"{layer}; nothing was written. Try extract: dtype: float32, and check the weights if "
-            "that was used"
+            f"the model yields NaN or Inf: prompt {rows[row]}, first at layer {layer}; nothing was "
+            "written. Try extract: dtype: float32, and check the weights if that was used"
         )

@@ -263,19 +263,22 @@ class Residuals:
     ----------
     shards : sequence of Tensor, shape (questions of the shard, L + 1, d)
         As :func:`load_tensors` maps them from their files.
-    rows : Tensor of int, optional
-        Only these questions, in this order.
+    rows : Tensor of int, shape (n,)
+        Their places in the shards one after another, in the order wanted.
     """
 
-    def __init__(self, shards: Sequence[torch.Tensor], rows: torch.Tensor | None = None):
+    def __init__(self, shards: Sequence[torch.Tensor], rows: torch.Tensor):
         self.shards, self.rows = shards, rows
-        n = sum(map(len, shards)) if rows is None else len(rows)
-        self.shape = (n, *shards[0].shape[1:])
+        self.shape = (len(rows), *shards[0].shape[1:])
 
     @classmethod
     def load(cls, paths: Iterable[Path]) -> Residuals:
-        """Open the shards of a question set, in order."""
-        return cls([load_tensors(path)["residuals"] for path in paths])
+        """Open all shards of a question set, which say whose residuals they hold (``rows``)."""
+        import torch
+
+        shards = [load_tensors(path) for path in paths]
+        rows = torch.cat([shard["rows"] for shard in shards]).argsort()
+        return cls([shard["residuals"] for shard in shards], rows)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -284,13 +287,11 @@ class Residuals:
         import torch
 
         if not isinstance(key, tuple):
-            rows = torch.arange(sum(map(len, self.shards))) if self.rows is None else self.rows
-            return Residuals(self.shards, rows[key])
+            return Residuals(self.shards, self.rows[key])
         every, layers = key
         if every != slice(None):
             raise TypeError("residuals are indexed as [rows] or [:, layers]")
-        read = torch.cat([shard[:, layers] for shard in self.shards])
-        return read if self.rows is None else read[self.rows]
+        return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

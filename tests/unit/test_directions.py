@@ -174,8 +174,12 @@ class FewLayers(Residuals):
         return found
 
 
+def few_layers(residuals):
+    return FewLayers(residuals.split([7, 40, 13]), torch.arange(60))
+
+
 def test_residuals_are_read_a_few_layers_at_a_time(split):
-    sharded = directions.replace(split, residuals=FewLayers(split.residuals.split([7, 40, 13])))
+    sharded = directions.replace(split, residuals=few_layers(split.residuals))
     fold, layers = np.arange(60) % 3, [3, 4]
     fits = directions.estimators([*directions.ESTIMATORS, "phase-pca"], [2])
     for fit in (*fits.values(), directions.middle_mean):

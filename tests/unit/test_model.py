@@ -3,6 +3,7 @@
 import copy
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -184,7 +185,9 @@ def test_streams_changed_everywhere_equal_full_passes_in_every_family(family, id
 
 def test_extraction_keeps_the_order_of_the_prompts(tiny_model):
     read = model.LensModel(tiny_model)
-    together = extract.read(read, PROMPTS, batch_tokens=12)["residuals"]
+    found = extract.read(read, PROMPTS, batch_tokens=12)
+    assert found["rows"].tolist() == [0, 1, 2]
+    together = found["residuals"]
     for row, prompt in enumerate(PROMPTS):
         expected, _ = naive_residuals(tiny_model, prompt)
         torch.testing.assert_close(together[row], expected, atol=2e-5, rtol=1e-4)
@@ -213,6 +216,28 @@ def test_a_shared_beginning_changes_nothing_in_any_family(family, length):
     if "written" in found:
         expected = sum(one["written"] for one in alone)
         torch.testing.assert_close(found["written"], expected, atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_no_bit_depends_on_the_number_of_shards(tiny_model, shards):
+    """More shards than batches, too: some are empty then."""
+    read = model.LensModel(tiny_model)
+    drawn = np.random.default_rng(0)
+    prompts = [drawn.integers(0, 96, size=drawn.integers(1, 12)).tolist() for _ in range(40)]
+    prompts[5:9] = [[*prompts[4], *prompts[4], one] for one in range(4)]  # share a beginning
+    whole = extract.read(read, prompts, batch_tokens=60)
+    parts = [extract.read(read, prompts, 60, shard, shards) for shard in range(shards)]
+    rows = torch.cat([one["rows"] for one in parts])
+    assert sorted(rows.tolist()) == list(range(40))
+    assert all(torch.equal(one["rows"], one["rows"].sort().values) for one in parts)
+    filled = [one for one in parts if len(one["rows"])]
+    assert (len(filled) < shards) == (shards == 8)
+    for name in ("residuals", "neurons"):
+        assert torch.equal(torch.cat([one[name] for one in filled]), whole[name][rows])
+    mean = sum(one["written"] for one in filled).float()
+    assert torch.equal(mean, whole["written"].float())
+    for one in parts:
+        assert one["residuals"].shape == (len(one["rows"]), read.n_layers + 1, read.width)
 
 
 @given(
@@ -283,7 +308,7 @@ def test_gate_stops_nan(tiny_model):
 
 def test_nan_in_residuals_is_one_clear_error(tiny_model):
     tiny_model.model.layers[2].mlp.down_proj.weight.data[0] = float("inf")
-    with pytest.raises(InputError, match=r"NaN or Inf: prompt \d+ of the shard, first at layer 3"):
+    with pytest.raises(InputError, match=r"NaN or Inf: prompt \d+, first at layer 3"):
         extract.read(model.LensModel(tiny_model), PROMPTS)
 
 

@@ -147,7 +147,7 @@ def test_shares_equal_a_projection_written_out(unembedding):
         shares = [np.square(null @ v).sum() / np.square(v).sum() for v in x]
         assert row["share"] == pytest.approx(np.mean(shares), abs=1e-5)
         assert (row["size"], row["chance"]) == (size, size / 32)
-    sharded = Residuals(residuals.split([1, 5]))
+    sharded = Residuals(residuals.split([1, 5]), torch.arange(6))
     pd.testing.assert_frame_equal(nullspace.null_shares(sharded, unembedding, RULES), table)
     layers = table.groupby("what")["layer"].agg(lambda x: sorted(set(x)))
     assert layers["residual"] == [0, 1, 2, 3]

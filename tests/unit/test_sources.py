@@ -150,8 +150,9 @@ def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
 def test_residuals_of_shards_are_indexed_like_one_tensor(tmp_path):
     whole = torch.randn(9, 4, 3, generator=torch.Generator().manual_seed(0))
     paths = [tmp_path / f"{shard}.safetensors" for shard in range(3)]
-    for path, part in zip(paths, whole.split([2, 0, 7]), strict=True):
-        save_file({"residuals": part.contiguous()}, path)
+    held = torch.tensor([5, 2, 8, 0, 1, 7, 3, 6, 4]).split([2, 0, 7])
+    for path, rows in zip(paths, held, strict=True):
+        save_file({"rows": rows.contiguous(), "residuals": whole[rows]}, path)
     found, mask = sources.Residuals.load(paths), torch.arange(9) % 2 == 0
     some, expected = found[mask], whole[mask]
     fewer = some[torch.tensor([4, 0])]

@@ -73,6 +73,7 @@ rule extract_residuals:
         runtime=minutes(120),
         gpu=GPU,
     params:
+        shards=len(SHARDS),
         batch_tokens=config["extract"]["batch_tokens"],
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
@@ -81,5 +82,5 @@ rule extract_residuals:
         "Extracting residuals of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
         "python -m layercal.stages.extract --manifest {input.manifest} --prompts {input.prompts}"
-        " --shard {wildcards.shard} --batch-tokens {params.batch_tokens} --dtype {params.dtype}"
+        " --shard {wildcards.shard} --shards {params.shards} --batch-tokens {params.batch_tokens} --dtype {params.dtype}"
         " --device {params.device} --quantize {params.quantize} --threads {threads} --out {output.residuals} --log {log}"

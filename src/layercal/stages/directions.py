@@ -101,13 +101,12 @@ def stage(args) -> None:
 
 def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
     """Mean over all prompts of what each block writes, (L, 2, d), if it was recorded."""
-    total = 0
+    written = []
     for path in shards:
         with safe_open(path, "pt") as shard:
-            if "written" not in shard.keys():  # noqa: SIM118
-                return {}
-            total = total + shard.get_tensor("written")
-    return {"written": total / n}
+            if "written" in shard.keys():  # noqa: SIM118
+                written.append(shard.get_tensor("written"))
+    return {"written": (sum(written) / n).float()} if written else {}
 
 
 def _split(args, prompts: pd.DataFrame) -> directions.Split:

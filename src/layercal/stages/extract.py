@@ -14,7 +14,8 @@ def main() -> None:
     made = stages.parser("extract", __doc__)
     stages.add_model_options(made)
     made.add_argument("--prompts", type=Path, required=True)
-    made.add_argument("--shard", type=int, required=True)
+    made.add_argument("--shard", type=int, default=0)
+    made.add_argument("--shards", type=int, default=1, help="into which all prompts are divided")
     made.add_argument("--batch-tokens", type=int, default=2048)
     made.add_argument("--out", type=Path, required=True, help="residuals (safetensors) to write")
     stages.run(stage, made)
@@ -22,17 +23,19 @@ def main() -> None:
 
 def stage(args) -> None:
     """Check the gate on the first prompt, then extract and write the shard at once."""
-    prompts = pd.read_parquet(args.prompts).query("shard == @args.shard")
+    input_ids = pd.read_parquet(args.prompts)["input_ids"].tolist()
     model = stages.load_model(args)
-    gate = model.check_gate(torch.tensor(prompts["input_ids"].iloc[0]))
+    gate = model.check_gate(torch.tensor(input_ids[0]))
     stages.log.info("gate: lens at L differs from the model's own logits by %.3g", gate)
     found = extract.read(
         model,
-        prompts["input_ids"].tolist(),
+        input_ids,
         args.batch_tokens,
+        args.shard,
+        args.shards,
         f"{args.manifest.parent.name}: residuals, shard {args.shard}",
     )
-    if "neurons" not in found:
+    if len(found["rows"]) and "neurons" not in found:
         stages.log.info(
             "what its blocks or neurons write cannot be told: no ablation of %s",
             "neurons" if "written" in found else "either",

@@ -29,13 +29,14 @@ def main() -> None:
 def stage(args) -> None:
     """Write shares over depth, and ablations of entropy neurons and of random control sets."""
     prompts, model = pd.read_parquet(args.prompts), stages.load_model(args)
-    shards = [sources.load_tensors(path) for path in args.residuals]
-    residuals = sources.Residuals([shard["residuals"] for shard in shards])
+    residuals = sources.Residuals.load(args.residuals)
     unembedding = nullspace.effective_unembedding(model)
     shares = nullspace.null_shares(residuals, unembedding, args.rules)
     try:
         neurons = nullspace.find_neurons(model)
-        active = torch.cat([shard["neurons"] for shard in shards]).float()
+        shards = [sources.load_tensors(path) for path in args.residuals]
+        active = torch.cat([shard["neurons"] for shard in shards if len(shard["rows"])])
+        active = active[residuals.rows].float()
         table = nullspace.describe(model, neurons, unembedding, args.rules)
         effects = _effects(args, prompts, model, neurons, table, residuals[:, -1].float(), active)
     except InputError as error:
