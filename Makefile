@@ -34,10 +34,13 @@ lint: $(READY)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(READY) # of a finished study
+bench: $(READY) # of a finished study; steering-vectors asks for an older transformers, yet runs on this
+	python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2
 	python benchmarks/metrics.py
-	python benchmarks/extraction.py
+	python benchmarks/extraction.py --subjects 1 --behind 60 --limit 96
 	python benchmarks/harness.py
+	python benchmarks/steering.py
+	python benchmarks/growth.py
 
 bench-gpu: $(READY)
 	python benchmarks/gpu.py

@@ -76,6 +76,7 @@ def grow(folder, args):
     read = load(folder, args.dtype, "cpu")
     prompts = drawn_prompts(max(args.n), read.head.out_features)
     least, few = prompts[: args.n[0]], prompts[: args.swept]
+    of_shards, sweep = f"{len(least)} questions, with loading", f"sweep of {len(few)} questions"
     extracted(read, few, len(few))  # the first run of anything is slower
     swept(read, few, 1, 2)
     runs = [
@@ -84,12 +85,17 @@ def grow(folder, args):
         for way, size in ((f"shards of {args.shard}", args.shard), ("in one shard", n))
     ]
     runs += [
-        ("shards", f"{len(least)} questions", shards, in_jobs, folder, args.dtype, least, shards)
+        ("shards", of_shards, shards, in_jobs, folder, args.dtype, least, shards)
         for shards in (1, 2, 4, 8)
     ]
-    of = f"{len(few)} questions"
-    runs += [("steered layers", of, layers, swept, read, few, layers, 7) for layers in (1, 2, 4, 8)]
-    runs += [("scales", of, scales, swept, read, few, 8, scales) for scales in (3, 7, 13, 25)]
+    runs += [
+        ("steered layers", f"{sweep}, 7 scales", layers, swept, read, few, layers, 7)
+        for layers in (1, 2, 4, 8)
+    ]
+    runs += [
+        ("scales", f"{sweep}, 8 layers", scales, swept, read, few, 8, scales)
+        for scales in (3, 7, 13, 25)
+    ]
     rows = []
     with tqdm(total=args.repeats * len(runs), disable=None) as bar:
         for what, way, size, act, *arguments in args.repeats * runs:
@@ -103,22 +109,27 @@ def draw(table, title):
     """Seconds above, memory below; a column each for what grows."""
     figures.theme()
     names = list(table["what"].unique())
-    figure = Figure(figsize=(3 * len(names), 5.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(names), 5.6), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False)
-    labels = {"seconds": "seconds", "memory": "peak memory above the model, MB"}
+    labels = {"seconds": "seconds", "memory": "peak memory, MB"}
     for (row, (measure, label)), (column, name) in product(
         enumerate(labels.items()), enumerate(names)
     ):
         axis, of = axes[row, column], table[table["what"] == name]
-        shown = {"hue": "way", "marker": "o", "legend": not row, **MEDIAN}
+        many = len(set(of["way"])) > 1
+        shown = {"hue": "way", "marker": "o", "legend": many and not row, **MEDIAN}
         sns.lineplot(of, x="size", y=measure, ax=axis, **shown)
-        axis.set(xlabel=name if row else "", ylabel=label if not column else "", ylim=(0, None))
-        if name == "questions":
-            axis.set_xscale("log")
+        axis.set(xlabel=name if row else "", ylabel=label if not column else "")
+        if many:  # sizes that span orders of magnitude
+            axis.set(xscale="log", yscale="linear" if row else "log")
         else:
-            axis.set_xticks(sorted(of["size"]))
+            axis.set_xticks(of["size"].unique())
+        if axis.get_yscale() == "linear":
+            axis.set_ylim(0, None)
         if not row:
-            axis.legend(title=None, fontsize="small")
+            axis.set_title("extraction" if many else of["way"].iloc[0], fontsize="medium")
+            if many:
+                axis.legend(title=None, fontsize="small")
     figure.suptitle(title)
     return figure
 
@@ -128,19 +139,19 @@ def main():
     made.add_argument("--model", default="smollm2-135m")
     made.add_argument("--n", type=int, nargs="+", default=[100, 1000, 10_000])
     made.add_argument("--shard", type=int, default=100, help="prompts of a shard")
-    made.add_argument("--swept", type=int, default=2, help="prompts that are steered")
+    made.add_argument("--swept", type=int, default=8, help="prompts that are steered")
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--dtype", default="auto", help="as in the config of a study")
     made.add_argument("--out", type=Path, default=Path("docs/growth.png"))
     args = made.parse_args()
     table = grow(Path("resources/models") / args.model, args)
-    title = f"{args.model}, {torch.get_num_threads()} threads"
+    title = f"{args.model}, dtype {args.dtype}, {torch.get_num_threads()} threads"
     draw(table, title).savefig(args.out, dpi=120)
     print(f"{title}\n\n| what grows | | to | seconds | peak memory, MB |\n|---|---|---|---|---|")
     for (what, way, size), of in table.groupby(["what", "way", "size"], sort=False):
         cells = [
-            f"{one.median():.{digits}f} ({one.min():.{digits}f}-{one.max():.{digits}f})"
-            for one, digits in ((of["seconds"], 1), (of["memory"], 0))
+            f"{one.median():.3g} ({one.min():.3g}-{one.max():.3g})"
+            for one in (of["seconds"], of["memory"])
         ]
         print(f"| {what} | {way} | {size} | {cells[0]} | {cells[1]} |")
 

@@ -70,11 +70,11 @@ def read(
     Returns
     -------
     dict of Tensor
-        On the CPU, one row a prompt of the shard in the order of ``input_ids``: ``rows`` (n), its
-        index there, and ``residuals`` (n, L + 1, d) in the model's dtype. If the shard holds any
-        and a model's blocks allow it, as :func:`layercal.attribution.recorded` says: ``written``
+        On the CPU, for the s prompts of the shard in the order of ``input_ids``: ``rows`` (s), the
+        index of each there, and ``residuals`` (s, L + 1, d) in the model's dtype. If s > 0 and a
+        model's blocks allow it, as :func:`layercal.attribution.recorded` says: ``written``
         (L, 2, d) float64, the sum over prompts of what attention and MLP of each block write, and
-        ``neurons`` (n, m), the activations of the last block's MLP in the model's dtype.
+        ``neurons`` (s, m), the activations of the last block's MLP in the model's dtype.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def read(
             _refuse_nan(batch["residuals"], rows)
             written = batch.pop("written", None)
             if written is not None:
-                # in float64, in which a sum over all prompts does not depend on its order
+                # in float64: back in float32, a sum over all prompts does not depend on its order
                 found["written"] = found.get("written", 0) + written.sum(0).double()
             places = torch.searchsorted(here, torch.tensor(rows))
             for name, one in batch.items():

@@ -273,12 +273,23 @@ class Residuals:
 
     @classmethod
     def load(cls, paths: Iterable[Path]) -> Residuals:
-        """Open all shards of a question set, which say whose residuals they hold (``rows``)."""
+        """Open all shards of a question set, which say whose residuals they hold (``rows``).
+
+        Raises
+        ------
+        InputError
+            If one is damaged, or they do not hold each question once.
+        """
         import torch
 
-        shards = [load_tensors(path) for path in paths]
-        rows = torch.cat([shard["rows"] for shard in shards]).argsort()
-        return cls([shard["residuals"] for shard in shards], rows)
+        shards = {path: load_tensors(path) for path in paths}
+        held, rows = torch.cat([shard["rows"] for shard in shards.values()]).sort()
+        if not torch.equal(held, torch.arange(len(held))):
+            raise InputError(
+                f"{', '.join(map(str, shards))}: together these shards do not hold each question "
+                "once; delete them and run again, which makes them anew"
+            )
+        return cls([shard["residuals"] for shard in shards.values()], rows)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -160,5 +160,9 @@ def test_residuals_of_shards_are_indexed_like_one_tensor(tmp_path):
         assert one.shape == like.shape and len(one) == len(like)
         for layers in (0, -1, slice(1, 3), slice(-2, None)):
             assert torch.equal(one[:, layers], like[:, layers])
+    with pytest.raises(
+        InputError, match=r"0\.safetensors, .*1\.safetensors: together these shards do"
+    ):
+        sources.Residuals.load(paths[:2])
     with pytest.raises(TypeError, match=r"\[rows\] or \[:, layers\]"):
         found[0, 1]
