@@ -97,11 +97,9 @@ def grow(folder, args):
         for scales in (3, 7, 13, 25)
     ]
     rows = []
-    with tqdm(total=args.repeats * len(runs), disable=None) as bar:
-        for what, way, size, act, *arguments in args.repeats * runs:
-            _, seconds, memory = measured(act, *arguments)
-            rows.append((what, way, size, seconds, memory))
-            bar.update()
+    for what, way, size, act, *arguments in tqdm(args.repeats * runs, disable=None):
+        _, seconds, memory = measured(act, *arguments)
+        rows.append((what, way, size, seconds, memory))
     return pd.DataFrame(rows, columns=["what", "way", "size", "seconds", "memory"])
 
 
