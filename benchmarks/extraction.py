@@ -135,7 +135,7 @@ def transformer_lens(task, folder):
 
 def with_shots(table, tokenizer, subjects, behind):
     """Prompts of many questions behind the same five of a subject."""
-    rows = questions.load(table).to_list()
+    rows = questions.load(table)
     names = sorted({row["subject"] for row in rows})[:subjects]
     texts = []
     for name in names:

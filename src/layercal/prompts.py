@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from layercal import InputError
+from layercal.control_tokens import Encoder, Render, guarded
 from layercal.questions import LETTERS
 
-Render = Callable[[dict, Sequence[dict]], str]
+TODAY = date(2024, 7, 26)  # of chat templates: no result depends on the day; Llama 3's own default
 
 
 def hendrycks(question: dict, shots: Sequence[dict] = ()) -> str:
@@ -72,6 +74,8 @@ class Template:
     Attributes
     ----------
     render : function (question, shots) -> str
+        What questions spell of the tokenizer's control tokens is marked in it, see
+        :mod:`layercal.control_tokens`.
     lead : str
         What stands between the prompt and the answer letter.
     add_special_tokens : bool
@@ -99,11 +103,11 @@ def template(name: str, tokenizer) -> Template:
         If there is no such template, or it cannot be used.
     """
     if name in TEMPLATES:
-        return Template(TEMPLATES[name])
+        return Template(guarded(TEMPLATES[name], tokenizer))
     if name == "chat":
         return _chat(tokenizer)
     if name.endswith(".j2"):
-        return Template(_jinja(Path(name)))
+        return Template(guarded(_jinja(Path(name)), tokenizer))
     known = ", ".join([*TEMPLATES, "chat"])
     raise InputError(f"prompt: {name!r} is neither {known} nor the path of a Jinja file *.j2")
 
@@ -122,9 +126,18 @@ def _chat(tokenizer) -> Template:
     def turns(text: str, *answers: str) -> str:
         messages = [{"role": "user", "content": text}]
         messages += [{"role": "assistant", "content": answer} for answer in answers]
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not answers
-        )
+        try:
+            return tokenizer.apply_chat_template(
+                messages,
+                chat_template=_dated(tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=not answers,
+            )
+        except Exception as error:  # whatever the template does
+            raise InputError(
+                f"prompt: chat: the model's chat template fails with {type(error).__name__}: "
+                f"{error}; use prompt: hendrycks"
+            ) from error
 
     mark = "ANSWER-LETTER"
     asked, answered = turns("?"), turns("?", mark)
@@ -141,7 +154,19 @@ def _chat(tokenizer) -> Template:
     def render(question: dict, shots: Sequence[dict]) -> str:
         return turns(hendrycks(question, shots)) + opening
 
-    return Template(render, lead, add_special_tokens=False)
+    return Template(guarded(render, tokenizer), lead, add_special_tokens=False)
+
+
+def _dated(chat: str) -> str:
+    """A chat template in which ``strftime_now``, today's date elsewhere, gives ``TODAY``."""
+    if "strftime_now" not in chat:
+        return chat
+    directives = [
+        f"%{pad}{letter}" for pad in ("-", "") for letter in "aAbBcdDeFgGHIjmMpRSTuUVwWxXyYZz"
+    ]
+    written = "".join(f"|replace('{one}', '{TODAY.strftime(one)}')" for one in directives)
+    # a macro of its name hides the function; its line end keeps the template's first line a line
+    return f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{chat}"
 
 
 def _jinja(path: Path) -> Render:
@@ -217,45 +242,6 @@ def choose_shots(rows: Sequence[dict], pool: Sequence[dict], k: int) -> list[lis
     return chosen
 
 
-def rotate(question: dict, by: int) -> dict:
-    """Rotate the options: letter j then shows option (j + by) mod k, and the answer moves along.
-
-    Parameters
-    ----------
-    question : dict
-        A row of the question table.
-    by : int
-    """
-    choices = question["choices"]
-    return {
-        **question,
-        "choices": [*choices[by:], *choices[:by]],
-        "answer": (question["answer"] - by) % len(choices),
-    }
-
-
-def rotations(questions: list[dict]) -> int:
-    """How many rotations of the options there are.
-
-    Parameters
-    ----------
-    questions : list of dict
-        Rows of the question table.
-
-    Raises
-    ------
-    InputError
-        If the questions differ in their number of options: they could not be averaged alike.
-    """
-    counts = {len(question["choices"]) for question in questions}
-    if len(counts) > 1:
-        raise InputError(
-            f"option_order: cyclic needs questions with the same number of options, found "
-            f"{', '.join(map(str, sorted(counts)))}; use option_order: as-is"
-        )
-    return counts.pop()
-
-
 def tokenize(
     tokenizer,
     prompts: list[str],
@@ -286,16 +272,12 @@ def tokenize(
         Unless lead and letter append exactly one token each to every prompt, distinct ones and
         always the same, leaving the prompt's own tokens unchanged.
     """
-    letters = LETTERS[: max(n_options)]
-
-    def tokens(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
-
-    input_ids = [list(ids) for ids in tokens(prompts)]
+    letters, tokens = LETTERS[: max(n_options)], Encoder(tokenizer, add_special_tokens)
+    input_ids = tokens(prompts)
     found: set[tuple[int, ...]] = set()
     extended = {letter: tokens([f"{p}{lead}{letter}" for p in prompts]) for letter in letters}
     for row, ids in enumerate(input_ids):
-        added = {letter: list(extended[letter][row]) for letter in letters}
+        added = {letter: extended[letter][row] for letter in letters}
         for letter, longer in added.items():
             if longer[:-1] != ids:
                 pieces = tokenizer.convert_ids_to_tokens(longer[-3:])

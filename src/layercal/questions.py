@@ -9,25 +9,78 @@ shots, if there are others).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from layercal import InputError
 
 LETTERS = "ABCDEFGHIJ"
-FEATURES = datasets.Features(
-    question_id=datasets.Value("string"),
-    cluster=datasets.Value("string"),
-    language=datasets.Value("string"),
-    subject=datasets.Value("string"),
-    category=datasets.Value("string"),
-    question=datasets.Value("string"),
-    choices=datasets.List(datasets.Value("string")),
-    answer=datasets.Value("int64"),
-    split=datasets.Value("string"),
+SCHEMA = pa.schema(
+    {
+        "question_id": pa.string(),
+        "cluster": pa.string(),
+        "language": pa.string(),
+        "subject": pa.string(),
+        "category": pa.string(),
+        "split": pa.string(),
+        "question": pa.string(),
+        "choices": pa.list_(pa.string()),
+        "answer": pa.int64(),
+    }
 )
+
+
+def text(value) -> str:
+    """Text of a source's value: as written, without space around it; none if it is missing.
+
+    Line ends become a line feed, whatever system the source was written on.
+
+    Parameters
+    ----------
+    value : str, int, float, bool or None
+    """
+    if value is None:
+        return ""
+    written = json.dumps(value) if isinstance(value, bool) else str(value)
+    return re.sub("\r\n?", "\n", written).strip()
+
+
+def named(name: str, subject: str, category: str, split: str, language: str = "en") -> dict:
+    """Begin a row of the table: all but the question, its options and their answer."""
+    return {
+        "question_id": name,
+        "cluster": name,
+        "language": language,
+        "subject": subject,
+        "category": category,
+        "split": split,
+    }
+
+
+def category_of(subject: str, categories: dict, where: str) -> str:
+    """Find the category that lists a subject.
+
+    Raises
+    ------
+    InputError
+        If none does.
+    """
+    for name, subjects in categories.items():
+        if subject in subjects:
+            return name
+    raise InputError(f"{where}: subject {subject!r} has no category in the config")
+
+
+def answer_index(answer, labels: Iterable):
+    """Place of the answer among the labels, or the answer itself if it is none of them."""
+    labels = list(labels)
+    return labels.index(answer) if answer in labels else answer
 
 
 def row_problems(row: dict) -> list[str]:
@@ -52,8 +105,8 @@ def row_problems(row: dict) -> list[str]:
     return problems
 
 
-def to_table(rows: Sequence[dict]) -> datasets.Dataset:
-    """Check rows against the schema and return them as one table.
+def to_table(rows: Sequence[dict]) -> pd.DataFrame:
+    """Check rows and return them as one table.
 
     Copies of a question, those of a translation too, get one cluster: none of them is then scored
     by what was fitted on another.
@@ -75,7 +128,7 @@ def to_table(rows: Sequence[dict]) -> datasets.Dataset:
         problems += [f"{name}: {problem}" for problem in row_problems(row)]
     if problems:
         raise InputError("the question table is not valid\n  " + "\n  ".join(problems[:20]))
-    return datasets.Dataset.from_list(_join_copies(rows), features=FEATURES)
+    return pa.Table.from_pylist(_join_copies(rows), SCHEMA).to_pandas()
 
 
 def _join_copies(rows: Sequence[dict]) -> list[dict]:
@@ -113,9 +166,9 @@ def scored_and_shots(rows: Sequence[dict]) -> tuple[list[dict], list[dict]]:
     return (scored, dev) if scored and dev else (list(rows), list(rows))
 
 
-def load(path: str | Path) -> datasets.Dataset:
-    """Load a question table written by the workflow (cached by datasets)."""
-    return datasets.Dataset.from_parquet(str(path), features=FEATURES)
+def load(path: str | Path) -> list[dict]:
+    """Load the rows of a question table written by the workflow, from the file itself."""
+    return pq.read_table(path, partitioning=None).cast(SCHEMA).to_pylist()
 
 
 def hash_order(names: Sequence[str], seed: int) -> list[int]:

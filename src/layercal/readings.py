@@ -16,6 +16,10 @@ from layercal import InputError, calibration, resampling
 from layercal.questions import LETTERS
 
 VALUES = ["value", "ci_low", "ci_high", "null_mean", "null_high"]
+WHY_NONE = {
+    "auroc": "all predictions are right, or all wrong",
+    "agree": "no question's options are rotated",
+}
 
 
 @dataclass
@@ -121,8 +125,8 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
     dict of Readings
         ``as-is`` if there is one order only. Of k rotations of k options: ``averaged``, the mean
         over rotations of the probabilities of each option (its letter bias averages out), with the
-        share of questions on which all rotations ``agree``; then ``rotation-0`` and so on, each as
-        read, by letter.
+        share of questions on which all rotations ``agree``, NaN for one that is never rotated; then
+        ``rotation-0`` and so on, each as read, by letter.
     """
     layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
 
@@ -144,16 +148,17 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
     ]
     if rotations == 1:
         return {"as-is": one_by_one[0]}
-    # letter j of rotation r shows option (j + r) mod k: roll back to the options
-    log_probability = np.stack(
-        [np.roll(one.log_probability, r, -1) for r, one in enumerate(one_by_one)], -1
-    )
+    # letter j shows option (j + shift) mod k, and so does the answer: back to the options
+    shift, k = answer[:, :1] - answer, logits.shape[-1]
+    option = (np.arange(k)[:, None] - shift[:, None, :]) % k  # questions, options, rotations
+    read = np.stack([one.log_probability for one in one_by_one], -1)
+    log_probability = np.take_along_axis(read, option[None], -2)
     predicted = log_probability.argmax(-2)
+    agree = np.where((shift == 0).all(-1), np.nan, (predicted == predicted[..., :1]).all(-1))
     averaged = Readings(
         logits=logsumexp(log_probability, -1) - np.log(rotations),
         answer=answer[:, 0],
-        extra={name: value.mean(-1) for name, value in extra.items()}
-        | {"agree": (predicted == predicted[..., :1]).all(-1).astype(float)},
+        extra={name: value.mean(-1) for name, value in extra.items()} | {"agree": agree},
         cluster=cluster,
     )
     return {"averaged": averaged, **{f"rotation-{r}": one for r, one in enumerate(one_by_one)}}
@@ -257,7 +262,11 @@ def group_table(
 
 def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]:
     stacked = np.stack(list(values.values()), -1)
-    estimate, resampled = stacked.mean(0), (weights @ stacked).T / len(stacked)
+    has = ~np.isnan(stacked)
+    with np.errstate(invalid="ignore"):  # none has it: 0 / 0
+        counted = np.where(has, stacked, 0)
+        estimate, resampled = counted.sum(0) / has.sum(0), (weights @ counted).T
+        resampled /= has.sum(0)[:, None]
     low, high = resampling.interval(estimate, resampled)
     rows = [
         {"metric": name, "n_bins": 0, "value": value, "ci_low": a, "ci_high": b}
@@ -265,7 +274,7 @@ def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]
     ]
     for row in rows:
         if np.isnan(row["value"]):
-            row["reason"] = "all predictions are right, or all wrong"
+            row["reason"] = WHY_NONE[row["metric"]]
     return rows
 
 

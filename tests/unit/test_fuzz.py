@@ -42,7 +42,7 @@ def read(path, content):
         assert str(error) and "Traceback" not in str(error)
         return
     assert not rejected and len(table) == len(rows)
-    for row in table:
+    for row in table.to_dict("records"):
         assert not questions.row_problems(row)
     assert len(set(table["question_id"])) == len(table)
 

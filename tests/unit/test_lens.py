@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from layercal import lens, prompts, readings
+from layercal import lens, readings, rotation
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_held_out_questions_do_not_influence_their_translator(residuals):
 def test_rotation_moves_the_answer_along():
     row = {"choices": ["w", "x", "y", "z"], "answer": 2}
     for by in range(4):
-        turned = prompts.rotate(row, by)
+        turned = rotation.rotate(row, by)
         assert turned["choices"][turned["answer"]] == "y"
         assert turned["choices"] == [row["choices"][(j + by) % 4] for j in range(4)]
 

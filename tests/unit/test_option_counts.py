@@ -6,7 +6,16 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from layercal import InputError, calibration, evaluation, lens, model, prompts, readings, resampling
+from layercal import (
+    InputError,
+    calibration,
+    evaluation,
+    lens,
+    model,
+    readings,
+    resampling,
+    rotation,
+)
 
 COUNTS = np.array([4, 3, 5, 2, 4, 10] * 20)
 
@@ -129,6 +138,6 @@ def test_rotations_of_five_options(rng):
     np.testing.assert_allclose(found["averaged"].confidence[0], softmax(by_option, -1).max(-1))
     np.testing.assert_allclose(found["averaged"].chance, 0.2)
     question = {"choices": list("vwxyz"), "answer": 0}
-    assert prompts.rotations([question, question]) == 5
+    assert rotation.rotations([question, question]) == 5
     with pytest.raises(InputError, match="same number of options, found 4, 5; use option_order"):
-        prompts.rotations([question, {"choices": list("wxyz")}])
+        rotation.rotations([question, {"choices": list("wxyz")}])

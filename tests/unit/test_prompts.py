@@ -119,7 +119,7 @@ MINE = """{% for shot in shots %}{{ shot.question }} {{ shot.answer }}
 def test_own_template(tmp_path):
     path = tmp_path / "mine.j2"
     path.write_text(MINE)
-    found = prompts.template(str(path), None)
+    found = prompts.template(str(path), word_tokenizer())
     assert found.render(question(), [SHOT]) == (
         "How? A\nhigh school physics: Why?\n(A) w (B) x (C) y (D) z \n->"
     )
@@ -141,7 +141,7 @@ def test_own_template_that_cannot_be_used(tmp_path, text, message):
     path = tmp_path / "mine.j2"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        prompts.template(str(path), None).render(question(), [])
+        prompts.template(str(path), word_tokenizer()).render(question(), [])
 
 
 def test_unknown_templates_are_refused(tmp_path):

@@ -170,8 +170,8 @@ def test_own_file(tmp_path, suffix):
     read = read_file(write(tmp_path / f"own{suffix}", rows))
     table = questions.to_table(read)
     assert list(table["question_id"]) == ["own/1", "own/2"]
-    assert table[1]["question"] == rows[1]["question"]
-    assert table[1]["choices"] == ["007", "x", "y", "z"]
+    assert table["question"][1] == rows[1]["question"]
+    assert list(table["choices"][1]) == ["007", "x", "y", "z"]
     assert list(table["answer"]) == [2, 0]
 
 

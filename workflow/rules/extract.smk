@@ -19,7 +19,14 @@ rule tokenize_prompts:
         template=template,
         code=expand(
             "src/layercal/{module}.py",
-            module=["prompts", "questions", "sources", "stages/prompts"],
+            module=[
+                "control_tokens",
+                "prompts",
+                "questions",
+                "rotation",
+                "sources",
+                "stages/prompts",
+            ],
         ),
     output:
         prompts="results/extract/{model}/{questions}/prompts.parquet",

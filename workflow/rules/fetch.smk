@@ -14,7 +14,15 @@ rule fetch_questions:
         own=lambda wildcards: QUESTIONS[wildcards.questions].get("file", []),
         code=expand(
             "src/layercal/{module}.py",
-            module=["hub", "question_sources", "questions", "sources", "stages/fetch_questions"],
+            module=[
+                "hub",
+                "question_files",
+                "question_sources",
+                "questions",
+                "rotation",
+                "sources",
+                "stages/fetch_questions",
+            ],
         ),
     output:
         table="resources/questions/{questions}.parquet",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import AutoTokenizer
 
-from layercal import InputError, prompts, questions, sources, stages
+from layercal import InputError, control_tokens, prompts, questions, rotation, sources, stages
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write one row a prompt: identity, answer, shard, tokens and the option tokens."""
-    scored, pool = questions.scored_and_shots(questions.load(args.questions).to_list())
+    scored, pool = questions.scored_and_shots(questions.load(args.questions))
     order = questions.hash_order([row["question_id"] for row in scored], args.seed)
     rows = [scored[row] for row in sorted(order[: args.limit])]
     if len(rows) < args.shards:
@@ -41,8 +41,8 @@ def stage(args) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
     template = prompts.template(args.prompt, tokenizer)
     shots = prompts.choose_shots(rows, pool, args.shots)
-    rotations = prompts.rotations(rows) if args.option_order == "cyclic" else 1
-    shown = [prompts.rotate(row, by) for row in rows for by in range(rotations)]
+    rotations = rotation.rotations(rows) if args.option_order == "cyclic" else 1
+    shown = [order for row in rows for order in rotation.orders(row, rotations)]
     before = [some for some in shots for _ in range(rotations)]
     texts = [template.render(row, some) for row, some in zip(shown, before, strict=True)]
     n_options = [len(row["choices"]) for row in shown]
@@ -58,7 +58,7 @@ def stage(args) -> None:
         ],
         n_shots=[len(some) for some in before],
         n_tokens=[len(ids) for ids in input_ids],
-        prompt=texts,
+        prompt=[control_tokens.unmarked(text) for text in texts],
         input_ids=input_ids,
         option_ids=option_ids,
     )
@@ -69,6 +69,9 @@ def stage(args) -> None:
         written["n_tokens"].sum(),
         tokenizer.convert_ids_to_tokens(max(option_ids, key=len)),
     )
+    fixed = [row["question_id"] for row in rows if rotations > 1 and rotation.fixed(row)]
+    if fixed:
+        stages.log.info("%d question(s) keep their order: %s", len(fixed), ", ".join(fixed))
     few = sum(len(some) < args.shots for some in shots)
     if few:
         stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
