@@ -1,9 +1,7 @@
-"""Question tables from lm-eval's samples, datasets on the Hub, MMLU's folder and users' files."""
+"""Question tables from lm-eval's samples, datasets on the Hub, and several sources."""
 
-import json
 import zipfile
 
-import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
@@ -12,7 +10,6 @@ from layercal import InputError, question_sources, questions
 
 REGISTRY = yaml.safe_load((ROOT / "config/questions.yaml").read_text())
 CATEGORIES = REGISTRY["mmlu-dev"]["categories"]
-GOOD = {"question": "One?", "A": "w", "B": "x", "C": "y", "D": "z", "answer": "C"}
 
 
 def test_categories_are_hendrycks():
@@ -142,109 +139,6 @@ def test_translated_sets_are_numbered_once():
         assert set(order) == subjects
         assert all(sorted(numbers) == [0, 1, 2, 3, 4] for numbers in order.values())
     assert len(REGISTRY["mmlu-dev-multilingual"]["languages"]) == 7
-
-
-def write(path, rows):
-    frame = pd.DataFrame(rows)
-    if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        frame.to_parquet(path)
-    return path
-
-
-def read_file(path):
-    rows, rejected = question_sources.read(path.stem, {"file": str(path)})
-    assert not rejected
-    return rows
-
-
-SUFFIXES = pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-
-
-@SUFFIXES
-def test_own_file(tmp_path, suffix):
-    rows = [GOOD, {**GOOD, "question": 'Commas, "quotes"\nand 日本語?', "A": "007", "answer": "A"}]
-    read = read_file(write(tmp_path / f"own{suffix}", rows))
-    table = questions.to_table(read)
-    assert list(table["question_id"]) == ["own/1", "own/2"]
-    assert table["question"][1] == rows[1]["question"]
-    assert list(table["choices"][1]) == ["007", "x", "y", "z"]
-    assert list(table["answer"]) == [2, 0]
-
-
-@SUFFIXES
-def test_own_file_of_other_option_counts(tmp_path, suffix):
-    two = [{"question": "Is it?", "A": "yes", "B": "no", "answer": "B", "split": "dev"}]
-    (row,) = read_file(write(tmp_path / f"two{suffix}", two))
-    assert (row["choices"], row["answer"], row["split"]) == (["yes", "no"], 1, "dev")
-    lists = [["1", "2", "3"], list("1234567890"), ["one"], list("12345678901")]
-    rows = [{"question": "Of many?", "choices": some, "answer": "C"} for some in lists]
-    if suffix == ".csv":
-        rows = [{**row, "choices": json.dumps(row["choices"])} for row in rows]
-    found = read_file(write(tmp_path / f"many{suffix}", rows[:2]))
-    assert [len(row["choices"]) for row in found] == [3, 10]
-    with pytest.raises(InputError) as error:
-        read_file(write(tmp_path / f"bad{suffix}", rows))
-    assert "row 3: 1 options; 2 to 10 can be read" in str(error.value)
-    assert "row 4: 11 options; 2 to 10 can be read" in str(error.value)
-
-
-@SUFFIXES
-def test_own_file_names_every_bad_row(tmp_path, suffix):
-    rows = [GOOD, {**GOOD, "D": ""}, {**GOOD, "answer": "E"}, {**GOOD, "question": " "}]
-    with pytest.raises(InputError) as error:
-        read_file(write(tmp_path / f"own{suffix}", rows))
-    message = str(error.value)
-    assert "3 bad row(s)" in message
-    assert "row 2: option D is empty" in message
-    assert "row 3: answer is 'E', expected one of A, B, C, D" in message
-    assert "row 4: the question is empty" in message
-
-
-def test_own_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        read_file(tmp_path / "none.csv")
-    with pytest.raises(InputError, match=r"expected one of \.csv, \.jsonl, \.parquet"):
-        read_file(write(tmp_path / "own.csv", [GOOD]).rename(tmp_path / "own.xlsx"))
-    for lacking in ({"C"}, {"answer"}, {"B", "C", "D"}):
-        rows = [{key: value for key, value in GOOD.items() if key not in lacking}]
-        with pytest.raises(InputError, match=f"column {min(lacking)} is missing"):
-            read_file(write(tmp_path / "lacking.csv", rows))
-    for name in ("broken.jsonl", "broken.parquet", "empty.csv"):
-        path = tmp_path / name
-        path.write_bytes(b"" if "empty" in name else b"\xff\xfe{not a table")
-        with pytest.raises(InputError, match=name):
-            read_file(path)
-
-
-def test_csv_folder_of_mmlu(tmp_path):
-    lines = {
-        "test/anatomy_test.csv": 'Of\n"two" lines?,w,x,y,z,D\n"Short?",w,x,A\nEmpty?,w,,y,z,A\n',
-        "test/astronomy_test.csv": '"Com,ma?"," w ",x,y,None,A\n',
-        "dev/anatomy_dev.csv": "Shot?,w,x,y,z,B\n",
-    }
-    for name, text in lines.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text.replace('Of\n"two" lines?', '"Of\n""two"" lines?"'))
-    entry = {"csv_folder": str(tmp_path), "categories": CATEGORIES}
-    rows, rejected = question_sources.read("x", entry)
-    assert [(row["question_id"], row["split"]) for row in rows] == [
-        ("test/anatomy/0", "test"),
-        ("test/astronomy/0", "test"),
-        ("dev/anatomy/0", "dev"),
-    ]
-    assert rows[0]["question"] == 'Of\n"two" lines?' and rows[0]["answer"] == 3
-    assert rows[1]["choices"] == ["w", "x", "y", "None"] and rows[1]["category"] == "STEM"
-    assert [(one["where"], one["reason"].split(";")[0]) for one in rejected] == [
-        ("test/anatomy_test.csv, line 3", "4 cells"),
-        ("test/anatomy_test.csv, line 4", "option B is empty"),
-    ]
-    with pytest.raises(InputError, match=r"with test/<subject>_test\.csv in it"):
-        question_sources.read("x", {**entry, "csv_folder": str(tmp_path / "test")})
 
 
 def served(hub, name, splits):
@@ -414,7 +308,8 @@ def test_broken_download_is_explained_and_taken_up(hub, monkeypatch):
 
 def test_sources_are_tried_in_order(hub, tmp_path):
     entry = served(hub, "mmlu", DATASETS["mmlu"])
-    own = {"file": str(write(tmp_path / "own.csv", [GOOD]))}
+    (tmp_path / "own.csv").write_text("question,A,B,answer\nOne?,w,x,A\n")
+    own = {"file": str(tmp_path / "own.csv")}
     missing = {"csv_folder": str(tmp_path / "none")}
     place = {"hub": {**entry["hub"], "revision": 40 * "0"}, "form": "mmlu"}
     both = {"categories": CATEGORIES, "sources": [place, own]}
