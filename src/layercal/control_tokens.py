@@ -54,8 +54,10 @@ def guarded(render: Render, tokenizer) -> Render:
     def guarded_render(question: dict, shots: Sequence[dict]) -> str:
         rows = [marked(row) for row in (question, *shots)]
         text = render(rows[0], rows[1:])
-        if OPEN in text and unmarked(text) != render(question, shots):
-            spelled = sorted({found[1:-1] for found in MARKED.findall(text)})
+        if rows != [question, *shots] and unmarked(text) != render(question, shots):
+            said = [part for row in rows for part in (row["subject"], row["question"])]
+            said += [choice for row in rows for choice in row["choices"]]
+            spelled = sorted({found[1:-1] for part in said for found in MARKED.findall(part)})
             raise InputError(
                 f"{question['question_id']}: its text or that of its shots spells {spelled}, "
                 "control tokens of this model, which the template changes or which stand beside "

@@ -173,9 +173,11 @@ def _jinja(path: Path) -> Render:
     """A user's own template; it gets what a prompt may show, and not the answer."""
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined)
     try:
-        compiled = environment.from_string(path.read_text())
+        compiled = environment.from_string(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InputError(f"prompt: {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt: {path}: {error}; save it as UTF-8") from error
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"prompt: {path}, line {error.lineno}: {error.message}") from error
 

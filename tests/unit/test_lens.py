@@ -133,6 +133,36 @@ def test_averaging_keeps_knowledge(rng):
     assert (found["averaged"].extra["agree"] == 1).all()
 
 
+def test_a_question_that_is_never_rotated_is_read_as_it_is(rng):
+    """Averaged, it is its one reading; whether rotations agree is not asked of it."""
+    logits = rng.normal(size=(6, 4, 2, 4))
+    logits[2:4] = logits[2:4, :1]
+    answer = rng.integers(0, 4, 6)
+    table = lens_table(logits, answer)
+    kept = table["question_id"].isin(["q2", "q3"])
+    table.loc[kept, "answer"] = np.repeat(answer[2:4], 8)
+    found = readings.from_options(table)
+    others = readings.from_options(lens_table(logits[[0, 1, 4, 5]], answer[[0, 1, 4, 5]]))
+    p = np.exp(logits[2:4, 0]) / np.exp(logits[2:4, 0]).sum(-1, keepdims=True)
+    averaged = found["averaged"]
+    np.testing.assert_allclose(averaged.confidence[:, 2:4], p.max(-1).T)
+    np.testing.assert_array_equal(averaged.correct[:, 2:4], (p.argmax(-1) == answer[2:4, None]).T)
+    rotated = averaged.take([0, 1, 4, 5])
+    np.testing.assert_allclose(rotated.logits, others["averaged"].logits)
+    assert np.isnan(averaged.extra["agree"][:, 2:4]).all()
+    np.testing.assert_array_equal(rotated.extra["agree"], others["averaged"].extra["agree"])
+
+    def agree(read):
+        made = readings.metric_table(read, [2], [1], 50, 0)
+        return made[made["metric"] == "agree"].reset_index(drop=True)
+
+    expected = others["averaged"].extra["agree"].mean(-1)
+    np.testing.assert_allclose(agree(averaged)["value"], expected)
+    never = agree(averaged.take([2, 3]))
+    assert never["value"].isna().all()
+    assert set(never["reason"]) == {"no question's options are rotated"}
+
+
 def test_one_order_is_read_as_it_is(rng):
     logits = rng.normal(size=(5, 1, 3, 4))
     found = readings.from_options(lens_table(logits, rng.integers(0, 4, 5)))

@@ -94,6 +94,44 @@ def test_chat_templates_that_cannot_be_used(chat, message):
         prompts.template("chat", tokenizer)
 
 
+RAISING = "{{ raise_exception('Roles must alternate') }}"
+UNDEFINED = "{{ messages[0].content.parts[0].text }}"
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (RAISING, "template fails with TemplateError: Roles must alternate; use prompt: hendrycks"),
+        (UNDEFINED, "template fails with UndefinedError: 'str object' has no attribute 'parts'"),
+        ("{% for %}", "template fails with TemplateSyntaxError: Expected an expression"),
+        ({"tool_use": CHATML}, "template fails with ValueError: .*no default specified"),
+    ],
+)
+def test_chat_templates_that_fail_are_quoted(chat, message):
+    tokenizer = word_tokenizer(" ABCD")
+    tokenizer.chat_template = chat
+    with pytest.raises(InputError, match=f"prompt: chat: the model's chat {message}"):
+        prompts.template("chat", tokenizer)
+
+
+DATED = (
+    "  \n{%- macro today() %}{{ strftime_now('%A %-d %B %Y') }}{% endmacro %}"
+    "{% if strftime_now is defined and not date_string is defined %}"
+    "{% set date_string = strftime_now(format='%d %b %Y') %}{% endif %}"
+    "{{ date_string }}, {{ today() }}, {{ strftime_now('%Y-%m-%d') }}\n"
+)
+
+
+def test_prompts_do_not_depend_on_the_day():
+    """A template that asks for today's date gets the same one every day."""
+    tokenizer = word_tokenizer(" ABCD")
+    tokenizer.chat_template = DATED + CHATML
+    with_date = prompts.template("chat", tokenizer).render(question(), [])
+    tokenizer.chat_template = CHATML
+    without = prompts.template("chat", tokenizer).render(question(), [])
+    assert with_date == f"26 Jul 2024, Friday 26 July 2024, 2024-07-26\n{without}"
+
+
 def test_one_bos_and_no_more():
     """The tokenizer adds it to plain prompts; a chat template brings its own."""
     tokenizer = word_tokenizer(" ABCD")
@@ -147,6 +185,9 @@ def test_own_template_that_cannot_be_used(tmp_path, text, message):
 def test_unknown_templates_are_refused(tmp_path):
     with pytest.raises(InputError, match="'mine' is neither hendrycks, joshi, chat nor the path"):
         prompts.template("mine", None)
+    (tmp_path / "mine.j2").write_bytes("{{ question }} – answer:".encode("cp1252"))
+    with pytest.raises(InputError, match=r"mine\.j2: .*byte 0x96.*; save it as UTF-8"):
+        prompts.template(str(tmp_path / "mine.j2"), None)
     with pytest.raises(InputError, match=r"none\.j2: cannot be read: No such file"):
         prompts.template(str(tmp_path / "none.j2"), None)
 

@@ -245,3 +245,58 @@ def test_prompts_longer_than_the_context_are_named(model_folder, monkeypatch, tm
     arguments += ["--out", tmp_path / "prompts.parquet", "--log", log]
     assert run("prompts", monkeypatch, *arguments) == 1
     assert "1 prompt(s) do not fit into the model's context of 120 tokens" in log.read_text()
+
+
+def test_questions_of_one_order_are_noted_and_kept_in_it(model_folder, monkeypatch, tmp_path):
+    """Rotated, "both A and B" would name other options, and equal ones would trade places."""
+    plain = [("Why?", list("wxyz")), ("How?", list("stuv"))]
+    fixed = [("Two?", ["1", "2", "both A and B", "4"]), ("Same?", ["1", "2", "1", "3"])]
+    (tmp_path / "own.jsonl").write_text(
+        "".join(
+            json.dumps({"question": text, "choices": choices, "answer": "B"}) + "\n"
+            for text, choices in (*plain, *fixed)
+        )
+    )
+    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
+    table, left, prompts = (tmp_path / name for name in ("own.parquet", "left.csv", "p.parquet"))
+    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
+    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=left)
+    noted = pd.read_csv(left)
+    assert noted["where"].tolist() == ["own/3", "own/4"] and noted["kept"].all()
+    assert noted["reason"].tolist() == [
+        "option C refers to others by place or letter: both A and B",
+        "options A and C are equal",
+    ]
+    given = {"manifest": model_folder / "manifest.json", "questions": table, "out": prompts}
+    log = tmp_path / "log"
+    stage("prompts", monkeypatch, **given, option_order="cyclic", log=log)
+    assert "2 question(s) keep their order: own/3, own/4" in log.read_text()
+    made = pd.read_parquet(prompts)
+    assert made["permutation"].tolist() == [0, 1, 2, 3] * 4
+    of = made.groupby("question_id")
+    assert of["prompt"].nunique().to_dict() == {"own/1": 4, "own/2": 4, "own/3": 1, "own/4": 1}
+    assert of["answer"].unique().map(list).to_dict() == {
+        "own/1": [1, 0, 3, 2],
+        "own/2": [1, 0, 3, 2],
+        "own/3": [1],
+        "own/4": [1],
+    }
+
+
+def test_prompts_are_written_as_they_read(model_folder, monkeypatch, tmp_path):
+    """Without the marks of what is text in them, and without its control tokens."""
+    tokenizer = word_tokenizer(" ABCDE")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.save_pretrained(model_folder)
+    (tmp_path / "own.csv").write_text("question,A,B,answer\nBold <s>?,<s>,<b>,A\nBold?,x,y,B\n")
+    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.csv}}\n")
+    table, prompts = tmp_path / "own.parquet", tmp_path / "prompts.parquet"
+    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
+    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=tmp_path / "left.csv")
+    given = {"manifest": model_folder / "manifest.json", "questions": table, "out": prompts}
+    stage("prompts", monkeypatch, **given)
+    made = pd.read_parquet(prompts)
+    assert made["prompt"][0].endswith("Bold <s>?\nA. <s>\nB. <b>\nAnswer:")
+    assert not any(tokenizer.bos_token_id in ids for ids in made["input_ids"])
+    read = "".join(tokenizer.convert_ids_to_tokens(made["input_ids"][0].tolist()))
+    assert read.replace("Ġ", " ").replace("Ċ", "\n") == made["prompt"][0]
