@@ -19,7 +19,7 @@ rule tokenize_prompts:
         template=template,
         code=expand(
             "src/layercal/{module}.py",
-            module=["prompts", "questions", "sources", "stages/prompts"],
+            module=["loading", "prompts", "questions", "sources", "stages/prompts"],
         ),
     output:
         prompts="results/extract/{model}/{questions}/prompts.parquet",
@@ -57,7 +57,15 @@ rule extract_residuals:
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         code=expand(
             "src/layercal/{module}.py",
-            module=["attribution", "extract", "model", "sources", "structure", "stages/extract"],
+            module=[
+                "attribution",
+                "extract",
+                "loading",
+                "model",
+                "sources",
+                "structure",
+                "stages/extract",
+            ],
         ),
     output:
         residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",
