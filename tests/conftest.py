@@ -31,6 +31,15 @@ def word_tokenizer(letters=" A", vocabulary=()) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
+def save_model(folder, family="llama", **settings):
+    """A folder with a tiny model and a tokenizer that fits it."""
+    tokenizer = word_tokenizer(" ABCD")
+    shards = {"max_shard_size": settings.pop("max_shard_size", "1GB")}
+    tiny(family, **({"vocab_size": len(tokenizer)} | settings)).save_pretrained(folder, **shards)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache of models of the test's own."""

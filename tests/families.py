@@ -51,6 +51,16 @@ FAMILIES = {
     "granite": ("model.layers", {"logits_scaling": 3.0, "residual_multiplier": 0.7}),
     "helium": ("model.layers", {"head_dim": 8}),
     "llama": ("model.layers", {}),
+    "llama4_text": (
+        "model.layers",
+        {
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "intermediate_size_mlp": 48,
+            "moe_layers": [1, 3],
+            "attention_chunk_size": 6,
+        },
+    ),
     "mistral": ("model.layers", {"sliding_window": 6}),
     "mixtral": ("model.layers", EXPERTS),
     "mpt": ("transformer.blocks", {}),
@@ -76,7 +86,7 @@ FAMILIES = {
 # they build their own attention mask, so steered tokens run as rows of a batch
 BATCHED = {"bloom", "falcon-alibi", "gpt_neo", "mpt"}
 # with sliding windows of six tokens
-WINDOWED = {"cohere2", "gemma3_text", "gpt_oss", "mistral", "olmo3"}
+WINDOWED = {"cohere2", "gemma3_text", "gpt_oss", "llama4_text", "mistral", "olmo3"}
 
 
 def tiny(family: str, **settings):

@@ -147,6 +147,11 @@ def _explain(error: Exception, repo: str, revision: str, kind: str) -> str:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return "your token is not valid (401)" if status == 401 else f"the Hub answered {status}"
+    if isinstance(error, OSError) and error.filename:  # of this disk, not of the way to the Hub
+        return (
+            f"{error.filename}: cannot be written ({error.strerror}); the Hub's client keeps files "
+            "there: set HF_HOME to a folder that can be written"
+        )
     # not its own text, which may hold a signed address
     return (
         f"{constants.ENDPOINT} could not be reached or broke off ({type(error).__name__}); run "

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
+from transformers import BitsAndBytesConfig, DynamicCache
 
-from layercal import InputError, structure
+from layercal import InputError, loading, structure
 
 # largest allowed difference between the lens at L and the model's own logits, by model dtype
 GATE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
@@ -89,9 +89,8 @@ class LensModel:
     def __init__(self, model):
         structure.check_kind(model)
         self.model = model.eval().requires_grad_(False)
-        self.decoder = model.get_decoder()
         config = model.config.get_text_config()
-        self.blocks = structure.find_blocks(self.decoder, config.num_hidden_layers)
+        self.decoder, self.blocks = structure.find_decoder(model, config.num_hidden_layers)
         self.n_layers = len(self.blocks)
         self.width = config.hidden_size
         self.head = model.get_output_embeddings()
@@ -465,8 +464,10 @@ class LensModel:
             yield captured
 
     def _trial_run(self) -> structure.Readout:
-        """Run two tokens to see what the blocks give and what the decoder does after the last."""
+        """Run two tokens to see what the blocks give and what the model does after the last."""
         seen: list[nn.Module] = []
+        left: list = []
+        entering: list[Tensor] = []
         shapes: list[tuple] = []
 
         def note(module, args, output):
@@ -478,10 +479,14 @@ class LensModel:
         blocks = set(self.blocks)
         watched = [*self.blocks, *(m for m in self.decoder.children() if m is not self.blocks)]
         handles = [module.register_forward_hook(note) for module in watched]
+        handles += [
+            self.decoder.register_forward_hook(lambda module, args, output: left.append(output)),
+            self.head.register_forward_pre_hook(lambda module, args: entering.append(args[0])),
+        ]
         try:
             with torch.inference_mode():
                 ids = torch.arange(2, device=self.device)[None]
-                output = self.decoder(input_ids=ids, use_cache=False)
+                self.model(input_ids=ids, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -498,7 +503,13 @@ class LensModel:
                 f"{type(self.model).__name__}: no final norm after its last block, which the "
                 "logit lens needs"
             )
-        return structure.Readout(after, type(output))
+        structure.check_head(
+            type(self.model).__name__,
+            structure.hidden_states(left[0]),
+            entering[0],
+            ROUNDING[self.dtype],
+        )
+        return structure.Readout(after, type(left[0]))
 
     def _on_readout(self, head: nn.Module) -> nn.Module:
         """The model's own code on top of its decoder, with another head, in float32."""
@@ -631,25 +642,20 @@ def load(
     Raises
     ------
     InputError
-        If the folder holds no loadable causal language model.
+        If the folder holds no loadable causal language model, or other weights than its config
+        asks for.
     """
     device = resolve_device(device)
     several = device == "cuda" and torch.cuda.device_count() > 1
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    return LensModel(
+        loading.causal_model(
             path,
-            dtype=resolve_dtype(dtype, device),
-            device_map="balanced" if several else device,
-            quantization_config=_quantization(quantize),
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
+            resolve_dtype(dtype, device),
+            "balanced" if several else device,
+            _quantization(quantize),
+            trust_remote_code,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(
-            f"{path}: no causal language model that transformers can load: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    return LensModel(model)
+    )
 
 
 def _quantization(quantize: str) -> BitsAndBytesConfig | None:

@@ -104,25 +104,61 @@ def check_kind(model) -> None:
         raise InputError(f"{name}: no language model head; layercal reads causal language models")
 
 
-def find_blocks(decoder: nn.Module, n_layers: int) -> nn.ModuleList:
-    """Find the one stack of so many blocks.
+def find_decoder(model, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
+    """Find the module that runs the one stack of so many blocks, and the stack.
+
+    It is what the model calls its decoder or, where that is another part, a child of the model.
 
     Raises
     ------
     InputError
-        If there is none, or more than one.
+        If there is none, or more than one; says which stacks there are.
     """
-    stacks = [
-        child
-        for child in decoder.children()
-        if isinstance(child, nn.ModuleList) and len(child) == n_layers
-    ]
-    if len(stacks) != 1:
+    named = model.get_decoder()
+    for decoder in (named, *model.children()):
+        stacks = [stack for stack in _stacks(decoder).values() if len(stack) == n_layers]
+        if len(stacks) == 1:
+            return decoder, stacks[0]
+    found = {
+        f"{type(decoder).__name__}.{name}": len(stack)
+        for decoder in dict.fromkeys((named, *model.children()))
+        for name, stack in _stacks(decoder).items()
+    }
+    said = ", ".join(f"{name} of {length}" for name, length in found.items()) or "no stack"
+    raise InputError(
+        f"{type(model).__name__}: expected one stack of {n_layers} blocks (num_hidden_layers) in "
+        f"{type(named).__name__} or beside it, found {said}; layercal reads decoder-only "
+        "transformers"
+    )
+
+
+def _stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
+    named = module.named_children()
+    return {name: child for name, child in named if isinstance(child, nn.ModuleList)}
+
+
+def check_head(name: str, decoded: Tensor, entering: Tensor, rounding: float) -> None:
+    """Refuse a model that computes more than a scaling between its decoder and its head.
+
+    The lens would still be its own, but what is read off the head's rows (null space, directions
+    in logits, frozen norms) takes them to follow the final norm.
+
+    Raises
+    ------
+    InputError
+        If what enters the head is no multiple of what leaves the decoder.
+    """
+    decoded, entering = decoded.float(), entering.to(decoded.device).float()
+    other = decoded.shape != entering.shape
+    if not other:  # NaN is another fault, which the gate names
+        scale = (decoded * entering).sum() / decoded.square().sum()
+        other = (entering - scale * decoded).norm() > rounding * entering.norm()
+    if other:
         raise InputError(
-            f"{type(decoder).__name__}: expected one stack of {n_layers} blocks in it, found "
-            f"{len(stacks)}; layercal reads decoder-only transformers"
+            f"{name}: between its final norm and its unembedding it transforms the stream once "
+            "more (a prediction head), so no layer can be read by norm and unembedding alone; "
+            "layercal reads models whose head follows the final norm"
         )
-    return stacks[0]
 
 
 def hidden_states(output) -> Tensor:

@@ -72,7 +72,8 @@ def fetch_model(name: str, entry: dict, folder: Path) -> dict:
     Raises
     ------
     InputError
-        If no source can be had, is what is pinned, and fits on the disk; each with its reason.
+        If no source can be had, is what is pinned, fits on the disk, loads and answers; each with
+        its reason.
     """
     found = verify_manifest(entry, folder)
     if found is not None:
@@ -124,6 +125,8 @@ def _provide(
             kept = folder / "partial"
         try:
             manifest = verify_manifest(source, kept) or _fetch_source(name, kind, source, kept)
+            if expected is None:
+                _prove(kind, source, kept)
             different = _different(manifest["files"], expected or manifest["files"])
             if different:
                 raise InputError(
@@ -137,6 +140,20 @@ def _provide(
             if kind == "folder":
                 shutil.rmtree(kept, ignore_errors=True)
     return manifest
+
+
+def _prove(kind: str, source: dict, kept: Path) -> None:
+    """See that what a source gives loads and answers; what is refused stays in the cache."""
+    from layercal import proof
+
+    where = {
+        "wheels": source.get("file"),
+        "hub": f"Hub repo {source['hub']['repo']}" if kind == "hub" else None,
+    }
+    try:
+        proof.prove(kept, _trusted(source))
+    except InputError as error:
+        raise InputError(str(error).replace(str(kept), where.get(kind) or source[kind])) from error
 
 
 def cache() -> Path:

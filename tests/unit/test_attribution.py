@@ -10,7 +10,7 @@ from layercal import InputError, attribution, extract, model, nullspace
 
 PROMPTS = [[5, 9, 2, 77, 31, 8], [1, 2, 3], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
 ATTENTIONS = ["self_attn", "self_attention", "attn", "attention"]
-MLPS = ["mlp", "fc2"]
+MLPS = ["mlp", "fc2", "feed_forward"]
 NORMED = ["post_attention_layernorm", "post_feedforward_layernorm"]
 # family -> what its attention and MLP end with, where that is not a child of those names
 WRITERS = {

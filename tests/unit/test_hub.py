@@ -10,13 +10,13 @@ import sys
 import huggingface_hub
 import pytest
 import yaml
-from conftest import ROOT
-from families import tiny
+from conftest import ROOT, save_model
 
 from layercal import InputError, weights
 
 REPO = "org/name"
-NEEDED = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
+NEEDED = {"config.json", "generation_config.json", "model.safetensors"}
+NEEDED |= {"tokenizer.json", "tokenizer_config.json"}
 TOKEN = "hf_" + 34 * "x"
 
 
@@ -24,8 +24,7 @@ TOKEN = "hf_" + 34 * "x"
 def repo(hub, monkeypatch):
     """A model's folder on the Hub, with all that such repos hold besides."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's retries
-    folder = hub.root / "models" / REPO
-    tiny("llama").save_pretrained(folder)
+    folder = save_model(hub.root / "models" / REPO)
     (folder / "original").mkdir()
     (folder / "onnx").mkdir()
     for name in (
@@ -36,7 +35,6 @@ def repo(hub, monkeypatch):
         "onnx/config.json",
         "original/consolidated.00.pth",
         "pytorch_model.bin",
-        "tokenizer.json",
         "tokenizer.py",
         "training_args.bin",
     ):
@@ -266,3 +264,37 @@ def test_a_hub_that_is_gone_leaves_the_next_source(hub, repo, tmp_path, caplog):
         "again to go on, files that were finished are kept",
         "  folder: /none: there is no such folder",
     ]
+
+
+def test_a_model_that_does_not_answer_is_refused_and_not_asked_for_again(hub, repo, tmp_path):
+    """It stays in the cache: what is lacking may be a package here."""
+    (repo / "tokenizer.json").write_text("{}")
+    entry, kept = entry_of(hub), tmp_path / "kept"
+    message = refusal(entry, kept)
+    assert message.startswith(f"Hub repo {REPO}: no tokenizer that transformers can load: KeyError")
+    hub.stop()
+    assert refusal(entry, kept) == message
+
+
+@pytest.mark.parametrize("kind", ["model", "questions"])
+def test_a_folder_of_the_client_that_cannot_be_written(hub, repo, tmp_path, kind):
+    """In a process of its own, since the clients read HF_HOME once."""
+    place = {"model": REPO, "questions": "org/questions"}[kind]
+    rows = {"question": "1 + 1?", "choices": [["1", "2", "3", "4"]], "answer": 1}
+    data = hub.add_dataset("org/questions", {"test": rows})
+    revision = data if kind == "questions" else hub.commit("models", REPO)
+    source = {"repo": place, "revision": revision}
+    if kind == "questions":
+        source |= {"config": "default", "splits": ["test"]}
+    registry, log = tmp_path / "registry.yaml", tmp_path / "log"
+    registry.write_text(yaml.safe_dump({"mine": {"hub": source, "licence": "mine"}}))
+    outs = {"model": ["--manifest", "kept/manifest.json"]}
+    outs["questions"] = ["--out", "kept/mine.parquet", "--rejected", "kept/left.csv"]
+    command = [sys.executable, "-m", f"layercal.stages.fetch_{kind}", f"--{kind}", "mine"]
+    command += ["--registry", str(registry), "--log", str(log), *outs[kind]]
+    environment = {**os.environ, "HF_HOME": "/dev/null/home", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    said = log.read_text()
+    assert said.startswith(f"error: Hub repo {place}: /dev/null/home/")
+    assert "cannot be written (Not a directory)" in said and "set HF_HOME to a folder" in said

@@ -319,8 +319,12 @@ OTHERS = {
         r"a recurrent model \(conv blocks\)",
     ),
     "t5": ({"d_model": 32, "d_ff": 48, "d_kv": 8}, "an encoder-decoder model"),
-    "bart": ({}, "expected one stack of"),
-    "bert": ({"is_decoder": True}, "expected one stack of"),
+    "bart": (
+        {"encoder_layers": 2, "decoder_layers": 3},
+        r"one stack of 2 blocks .* found BartDecoder\.layers of 3",
+    ),
+    "bert": ({"is_decoder": True}, "one stack of 2 blocks .* in BertModel or beside it, found no "),
+    "modernbert-decoder": ({"pad_token_id": 0}, r"transforms the stream once more \(a prediction"),
     "openai-gpt": ({}, "no final norm after its last block"),
     "gemma3n_text": (
         {

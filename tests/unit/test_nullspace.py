@@ -14,7 +14,7 @@ RULES = ["k=0", "k=1", "k=7", "k=32", "energy=0.5", "energy=0.99"]
 EXPERTS = {"gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
 # where the second half of the MLP stands in a block
 OUTPUTS = ["mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2"]
-OUTPUTS += ["ffn.down_proj"]
+OUTPUTS += ["ffn.down_proj", "feed_forward.down_proj"]
 
 
 def close(found, expected, tolerance=1e-4):

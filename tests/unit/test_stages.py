@@ -227,9 +227,21 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     np.testing.assert_allclose(before, ece, atol=1e-4)
 
 
-def test_prompts_longer_than_the_context_are_named(model_folder, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"max_position_embeddings": 120},
+            "1 prompt(s) do not fit into the model's context of 120",
+        ),
+        ({"vocab_size": 230}, "its prompt holds 'ĠB', token 257, but the model has 230 embeddings"),
+    ],
+)
+def test_prompts_that_the_model_cannot_take_are_named(
+    model_folder, monkeypatch, tmp_path, setting, message
+):
     config = json.loads((model_folder / "config.json").read_text())
-    (model_folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 120}))
+    (model_folder / "config.json").write_text(json.dumps(config | setting))
     (tmp_path / "own.jsonl").write_text(
         "".join(
             json.dumps({"question": text, "choices": ["1", "2"], "answer": "A"}) + "\n"
@@ -244,7 +256,7 @@ def test_prompts_longer_than_the_context_are_named(model_folder, monkeypatch, tm
     arguments = ["--manifest", model_folder / "manifest.json", "--questions", table]
     arguments += ["--out", tmp_path / "prompts.parquet", "--log", log]
     assert run("prompts", monkeypatch, *arguments) == 1
-    assert "1 prompt(s) do not fit into the model's context of 120 tokens" in log.read_text()
+    assert message in log.read_text()
 
 
 def test_questions_of_one_order_are_noted_and_kept_in_it(model_folder, monkeypatch, tmp_path):
@@ -300,3 +312,25 @@ def test_prompts_are_written_as_they_read(model_folder, monkeypatch, tmp_path):
     assert not any(tokenizer.bos_token_id in ids for ids in made["input_ids"])
     read = "".join(tokenizer.convert_ids_to_tokens(made["input_ids"][0].tolist()))
     assert read.replace("Ġ", " ").replace("Ċ", "\n") == made["prompt"][0]
+
+
+def test_a_tokenizer_runs_code_only_if_the_manifest_trusts_it(model_folder, monkeypatch, tmp_path):
+    path = model_folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "tokenizer_class": "Mine"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    (model_folder / "mine.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Mine(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (tmp_path / "own.jsonl").write_text('{"question": "q", "choices": ["1", "2"], "answer": "A"}\n')
+    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
+    table, log = tmp_path / "own.parquet", tmp_path / "log"
+    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
+    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=tmp_path / "left.csv")
+    options = {"manifest": model_folder / "manifest.json", "questions": table}
+    options |= {"out": tmp_path / "prompts.parquet"}
+    arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
+    assert run("prompts", monkeypatch, *arguments, "--log", log) == 1
+    assert "custom code" in log.read_text()
+    options["manifest"].write_text('{"files": {}, "trust_remote_code": true}')
+    stage("prompts", monkeypatch, **options)

@@ -8,8 +8,8 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import word_tokenizer
-from families import SMALL, tiny, write_gguf
+from conftest import save_model, word_tokenizer
+from families import SMALL, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from layercal import InputError, weights
@@ -23,9 +23,7 @@ def digest(path):
 
 @pytest.fixture
 def local_model(tmp_path):
-    folder = tmp_path / "mine"
-    tiny("llama").save_pretrained(folder)
-    return folder
+    return save_model(tmp_path / "mine")
 
 
 def entry_of(folder, **more):
@@ -72,7 +70,13 @@ def test_local_folder(local_model, tmp_path):
     assert manifest == json.loads((kept / "manifest.json").read_text())
     assert manifest["source"] == entry_of(local_model)
     assert manifest["trust_remote_code"] is False
-    assert set(manifest["files"]) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert set(manifest["files"]) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert manifest["files"] == {name: digest(kept / name) for name in manifest["files"]}
     assert {path.name for path in kept.iterdir()} == {*manifest["files"], "manifest.json"}
 
@@ -89,7 +93,7 @@ def test_code_is_taken_only_if_the_entry_trusts_it(local_model, tmp_path):
 
 
 def test_shards_of_which_one_is_missing_are_refused(tmp_path):
-    tiny("llama").save_pretrained(tmp_path / "mine", max_shard_size="20kB")
+    save_model(tmp_path / "mine", max_shard_size="20kB")
     shards = sorted((tmp_path / "mine").glob("*.safetensors"))
     assert len(shards) > 1
     manifest = weights.fetch_model("mine", entry_of(tmp_path / "mine"), tmp_path / "kept")
@@ -102,7 +106,7 @@ def test_shards_of_which_one_is_missing_are_refused(tmp_path):
 def test_no_file_of_an_earlier_source_stays(local_model, tmp_path):
     """Transformers would load the old model.safetensors and not the new shards."""
     weights.fetch_model("mine", entry_of(local_model), tmp_path / "kept")
-    tiny("llama").save_pretrained(tmp_path / "new", max_shard_size="20kB")
+    save_model(tmp_path / "new", max_shard_size="20kB")
     manifest = weights.fetch_model("mine", entry_of(tmp_path / "new"), tmp_path / "kept")
     found = {path.name for path in (tmp_path / "kept").iterdir()}
     assert found == {*manifest["files"], "manifest.json"}

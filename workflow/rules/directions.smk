@@ -37,6 +37,7 @@ rule fit_directions:
                 "calibration",
                 "dimensions",
                 "directions",
+                "loading",
                 "model",
                 "nullspace",
                 "phase",
@@ -109,6 +110,7 @@ rule analyse_null_space:
             "src/layercal/{module}.py",
             module=[
                 "calibration",
+                "loading",
                 "model",
                 "nullspace",
                 "resampling",

@@ -21,6 +21,7 @@ rule tokenize_prompts:
             "src/layercal/{module}.py",
             module=[
                 "control_tokens",
+                "loading",
                 "prompts",
                 "questions",
                 "rotation",
@@ -64,7 +65,15 @@ rule extract_residuals:
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         code=expand(
             "src/layercal/{module}.py",
-            module=["attribution", "extract", "model", "sources", "structure", "stages/extract"],
+            module=[
+                "attribution",
+                "extract",
+                "loading",
+                "model",
+                "sources",
+                "structure",
+                "stages/extract",
+            ],
         ),
     output:
         residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",

@@ -52,7 +52,16 @@ rule fetch_model:
     input:
         code=expand(
             "src/layercal/{module}.py",
-            module=["hub", "sources", "weights", "stages/fetch_model"],
+            module=[
+                "hub",
+                "loading",
+                "model",
+                "proof",
+                "sources",
+                "structure",
+                "weights",
+                "stages/fetch_model",
+            ],
         ),
     output:
         manifest="resources/models/{model}/manifest.json",
@@ -69,7 +78,7 @@ rule fetch_model:
     params:
         entry=lambda wildcards: MODELS[wildcards.model],
     message:
-        "Fetching model {wildcards.model}: download, check, convert"
+        "Fetching model {wildcards.model}: download, check, convert, prove"
     shell:
         "python -m layercal.stages.fetch_model --model {wildcards.model}"
         " --manifest {output.manifest} --log {log}"

@@ -23,7 +23,7 @@ rule read_lens:
         ),
         code=expand(
             "src/layercal/{module}.py",
-            module=["lens", "model", "questions", "sources", "structure", "stages/lens"],
+            module=["lens", "loading", "model", "questions", "sources", "structure", "stages/lens"],
         ),
     output:
         options="results/lens/{model}/{questions}/options.parquet",

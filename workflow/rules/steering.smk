@@ -20,7 +20,15 @@ rule steer_prompts:
         directions="results/directions/{model}/{questions}/directions.safetensors",
         code=expand(
             "src/layercal/{module}.py",
-            module=["attribution", "model", "sources", "steering", "structure", "stages/steer"],
+            module=[
+                "attribution",
+                "loading",
+                "model",
+                "sources",
+                "steering",
+                "structure",
+                "stages/steer",
+            ],
         ),
     output:
         logits="results/steering/{model}/{questions}/logits-{shard}.safetensors",
@@ -70,6 +78,7 @@ rule evaluate_steering:
                 "dimensions",
                 "directions",
                 "evaluation",
+                "loading",
                 "model",
                 "phase",
                 "questions",

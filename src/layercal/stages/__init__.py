@@ -56,6 +56,11 @@ def restore(manifest: Path) -> None:
     weights.restore(manifest.parent)
 
 
+def trusted(manifest: Path) -> bool:
+    """Whether Python code that comes with a model may run."""
+    return json.loads(manifest.read_text()).get("trust_remote_code", False)
+
+
 def load_model(args: argparse.Namespace):
     """Load the model that the options of :func:`add_model_options` name."""
     import torch
@@ -65,8 +70,9 @@ def load_model(args: argparse.Namespace):
     if args.threads:
         torch.set_num_threads(args.threads)
     restore(args.manifest)
-    trusted = json.loads(args.manifest.read_text()).get("trust_remote_code", False)
-    loaded = model.load(args.manifest.parent, args.dtype, args.device, args.quantize, trusted)
+    loaded = model.load(
+        args.manifest.parent, args.dtype, args.device, args.quantize, trusted(args.manifest)
+    )
     log.info(
         "%s: %d layers, %s on %s",
         args.manifest.parent.name,

@@ -4,12 +4,22 @@ Fails before any long work if the option letters are not one token each.
 """
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from layercal import InputError, control_tokens, prompts, questions, rotation, sources, stages
+from layercal import (
+    InputError,
+    control_tokens,
+    loading,
+    prompts,
+    questions,
+    rotation,
+    sources,
+    stages,
+)
 
 
 def main() -> None:
@@ -38,7 +48,7 @@ def stage(args) -> None:
             "lower extract: shards in the config"
         )
     stages.restore(args.manifest)
-    tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
+    tokenizer = loading.tokenizer(args.manifest.parent, stages.trusted(args.manifest))
     template = prompts.template(args.prompt, tokenizer)
     shots = prompts.choose_shots(rows, pool, args.shots)
     rotations = rotation.rotations(rows) if args.option_order == "cyclic" else 1
@@ -49,7 +59,7 @@ def stage(args) -> None:
     input_ids, option_ids = prompts.tokenize(
         tokenizer, texts, n_options, template.lead, template.add_special_tokens
     )
-    _check_length(args.manifest.parent, shown, input_ids)
+    _check_fit(args.manifest.parent, shown, input_ids, option_ids, tokenizer)
     identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
     written = pd.DataFrame(shown)[identity].assign(
         permutation=list(range(rotations)) * len(rows),
@@ -77,10 +87,25 @@ def stage(args) -> None:
         stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
 
 
-def _check_length(folder: Path, shown: list[dict], input_ids: list[list[int]]) -> None:
-    """Refuse prompts longer than the model's context, where its config states one."""
+def _check_fit(
+    folder: Path,
+    shown: list[dict],
+    input_ids: list[list[int]],
+    option_ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Refuse tokens that the model has no embedding of, and prompts longer than its context."""
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
+    rows = config.get("vocab_size", math.inf)
+    for row, ids, options in zip(shown, input_ids, option_ids, strict=True):
+        last = max(*ids, *options)
+        if last >= rows:
+            token = tokenizer.convert_ids_to_tokens(last)
+            raise InputError(
+                f"{row['question_id']}: its prompt holds {token!r}, token {last}, but the model "
+                f"has {rows} embeddings; take it out of the question or the template"
+            )
     names = ("max_position_embeddings", "n_positions")
     context = next((config[name] for name in names if config.get(name)), None)
     longer = [
