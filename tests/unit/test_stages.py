@@ -234,7 +234,7 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
             {"max_position_embeddings": 120},
             "1 prompt(s) do not fit into the model's context of 120",
         ),
-        ({"vocab_size": 230}, "its prompt holds 'ĠA', token 256, but the model has 230 embeddings"),
+        ({"vocab_size": 230}, "its prompt holds 'ĠB', token 257, but the model has 230 embeddings"),
     ],
 )
 def test_prompts_that_the_model_cannot_take_are_named(

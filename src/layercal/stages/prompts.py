@@ -89,10 +89,10 @@ def _check_fit(
     for row, ids, options in zip(shown, input_ids, option_ids, strict=True):
         last = max(*ids, *options)
         if last >= rows:
+            token = tokenizer.convert_ids_to_tokens(last)
             raise InputError(
-                f"{row['question_id']}: its prompt holds {tokenizer.convert_ids_to_tokens(last)!r}, "
-                f"token {last}, but the model has {rows} embeddings; take it out of the question "
-                "or the template"
+                f"{row['question_id']}: its prompt holds {token!r}, token {last}, but the model "
+                f"has {rows} embeddings; take it out of the question or the template"
             )
     names = ("max_position_embeddings", "n_positions")
     context = next((config[name] for name in names if config.get(name)), None)
