@@ -40,6 +40,10 @@ def prove(folder: Path, trust_remote_code: bool = False) -> None:
         Naming the files or the tensors at fault.
     """
     loading.check_files(folder)
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        loading.tokenizer(folder, trust_remote_code)
+        log.warning("not run here: its weights are quantised, and the code for that wants a GPU")
+        return
     tensors = [tensor for path in folder.glob("*.safetensors") for tensor in _header(path)]
     stored = torch.float32 if {tensor["dtype"] for tensor in tensors} == {"F32"} else torch.bfloat16
     needed, free = _memory(tensors, stored), free_memory()

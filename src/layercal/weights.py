@@ -146,14 +146,13 @@ def _prove(kind: str, source: dict, kept: Path) -> None:
     """See that what a source gives loads and answers; what is refused stays in the cache."""
     from layercal import proof
 
-    where = {
-        "wheels": source.get("file"),
-        "hub": f"Hub repo {source['hub']['repo']}" if kind == "hub" else None,
-    }
+    where = source["file"] if kind == "wheels" else source[kind]
+    if kind == "hub":
+        where = f"Hub repo {where['repo']}"
     try:
         proof.prove(kept, _trusted(source))
     except InputError as error:
-        raise InputError(str(error).replace(str(kept), where.get(kind) or source[kind])) from error
+        raise InputError(str(error).replace(str(kept), where)) from error
 
 
 def cache() -> Path:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import yaml
-from families import tiny
+from conftest import save_model
 
 from layercal import InputError, weights
 
@@ -19,7 +19,7 @@ REPO = "org/tiny"
 @pytest.fixture
 def entry(hub):
     """A model on the Hub."""
-    tiny("llama").save_pretrained(hub.root / "models" / REPO)
+    save_model(hub.root / "models" / REPO)
     return {"hub": {"repo": REPO, "revision": hub.commit("models", REPO)}, "licence": "mine"}
 
 
@@ -85,21 +85,22 @@ def test_damage_in_the_cache_is_found_and_fetched_again(hub, entry, cache, tmp_p
 
 def test_a_local_file_that_changed_is_not_taken_from_the_cache(tmp_path, cache, monkeypatch):
     local = tmp_path / "mine.gguf"
-    monkeypatch.setitem(
-        weights.KINDS,
-        "gguf",
-        lambda name, source, folder, ready: (ready / "config.json").write_bytes(local.read_bytes()),
-    )
+
+    def convert(name, source, folder, ready):
+        save_model(ready)
+        (ready / "vocab.txt").write_bytes(local.read_bytes())
+
+    monkeypatch.setitem(weights.KINDS, "gguf", convert)
     for content in (b"old", b"new"):
         local.write_bytes(content)
         made = tmp_path / content.decode()
         weights.fetch_model("mine", {"gguf": str(local), "licence": "mine"}, made)
-        assert (made / "config.json").read_bytes() == content
+        assert (made / "vocab.txt").read_bytes() == content
     assert len(list(cache.glob("*/"))) == 2
 
 
 def test_a_local_folder_is_not_kept_twice(tmp_path, cache):
-    tiny("llama").save_pretrained(tmp_path / "mine")
+    save_model(tmp_path / "mine")
     weights.fetch_model(
         "mine", {"folder": str(tmp_path / "mine"), "licence": "mine"}, tmp_path / "one"
     )
@@ -144,12 +145,12 @@ def test_weights_come_back_by_hash_when_a_model_must_run(hub, entry, cache, tmp_
 
 def test_other_weights_than_the_manifests_are_refused(tmp_path):
     """A local folder that has changed meanwhile: results of both would be mixed."""
-    tiny("llama").save_pretrained(tmp_path / "mine")
+    save_model(tmp_path / "mine")
     entry, folder = {"folder": str(tmp_path / "mine"), "licence": "mine"}, tmp_path / "one"
     weights.fetch_model("mine", entry, folder)
     written = (folder / "manifest.json").read_text()
     (folder / "model.safetensors").unlink()
-    tiny("llama", rms_norm_eps=1e-3).save_pretrained(tmp_path / "mine")
+    save_model(tmp_path / "mine", rms_norm_eps=1e-3)
     with pytest.raises(InputError, match=r"now yields another config\.json than manifest\.json"):
         weights.restore(folder)
     assert (folder / "manifest.json").read_text() == written

@@ -125,6 +125,23 @@ class Misread(proof.LensModel):
         self.readout.after[0].weight.data.mul_(1.5)
 
 
+def test_a_model_that_cannot_be_run(tmp_path):
+    folder = save_model(tmp_path / "mine", "gpt2", max_position_embeddings=8)
+    said = refusal(folder, tmp_path)
+    assert "GPT2LMHeadModel cannot run a prompt of 32 tokens: IndexError" in said
+
+
+def test_a_quantised_checkpoint_is_left_to_the_machine_that_can_run_it(folder, caplog):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    proof.prove(folder)
+    assert "not run here: its weights are quantised" in caplog.text
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="no tokenizer in it"):
+        proof.prove(folder)
+
+
 def test_a_model_of_another_shape(tmp_path):
     """ModernBERT's decoder has a prediction head between norm and unembedding."""
     tokenizer, folder = word_tokenizer(" ABCD"), tmp_path / "mine"
