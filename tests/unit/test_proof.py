@@ -7,6 +7,7 @@ import logging
 import re
 
 import pytest
+import sentencepiece
 import torch
 from conftest import save_model, word_tokenizer
 from families import tiny
@@ -197,7 +198,6 @@ def test_free_memory_is_what_machine_and_job_leave(tmp_path):
 
 def sentences():
     """A sentencepiece model in the manner of Llama's."""
-    sentencepiece = pytest.importorskip("sentencepiece")
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(

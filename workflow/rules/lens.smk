@@ -23,7 +23,15 @@ rule read_lens:
         ),
         code=expand(
             "src/layercal/{module}.py",
-            module=["lens", "loading", "model", "questions", "sources", "structure", "stages/lens"],
+            module=[
+                "lens",
+                "loading",
+                "model",
+                "questions",
+                "sources",
+                "structure",
+                "stages/lens",
+            ],
         ),
     output:
         options="results/lens/{model}/{questions}/options.parquet",
