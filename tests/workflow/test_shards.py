@@ -5,7 +5,13 @@ import yaml
 from project import small_study, snakemake
 from test_faults import contents
 
-PLACES = ("results/lens", "results/directions", "results/steering", "metrics", "plots")
+PLACES = (
+    "results/embedded/lens",
+    "results/embedded/directions",
+    "results/embedded/steering",
+    "metrics",
+    "plots",
+)
 pytestmark = pytest.mark.workflow
 
 
@@ -21,6 +27,6 @@ def test_one_shard_and_eight_give_the_same_tables(tmp_path):
         assert done.returncode == 0, done.said
         tables = contents(study, *PLACES)
         found.append({name: one for name, one in tables.items() if "logits-" not in name.name})
-    assert (study / "results/extract/tiny/own/residuals-7.safetensors").exists()
+    assert (study / "results/embedded/extract/tiny/own/residuals-7.safetensors").exists()
     assert {name for name in found[0] if found[0][name] != found[1].get(name)} == set()
     assert found[0].keys() == found[1].keys() and len(found[0]) > 10

@@ -1,11 +1,12 @@
 # REQUIRED INPUTS: resources/models/{model}/, resources/questions/{questions}.parquet
-# OUTPUTS: results/extract/{model}/{questions}/prompts.parquet and residuals-{shard}.safetensors
+# OUTPUTS: results/{study}/extract/{model}/{questions}/prompts.parquet,
+#          residuals-{shard}.safetensors
 
 
 rule extract:
     input:
         expand(
-            "results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+            "<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
             model=config["models"],
             questions=config["questions"],
             shard=SHARDS,
@@ -22,11 +23,11 @@ rule tokenize_prompts:
             module=["prompts", "questions", "sources", "stages/prompts"],
         ),
     output:
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
     log:
-        "logs/extract/{model}/{questions}/prompts.log",
+        "<logs>/extract/{model}/{questions}/prompts.log",
     benchmark:
-        "logs/benchmarks/extract/{model}/{questions}/prompts.tsv"
+        "<benchmarks>/extract/{model}/{questions}/prompts.tsv"
     priority: 10
     conda:
         "../../envs/cpu.yaml"
@@ -54,17 +55,17 @@ rule tokenize_prompts:
 rule extract_residuals:
     input:
         manifest="resources/models/{model}/manifest.json",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         code=expand(
             "src/layercal/{module}.py",
             module=["attribution", "extract", "model", "sources", "structure", "stages/extract"],
         ),
     output:
-        residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+        residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
     log:
-        "logs/extract/{model}/{questions}/residuals-{shard}.log",
+        "<logs>/extract/{model}/{questions}/residuals-{shard}.log",
     benchmark:
-        "logs/benchmarks/extract/{model}/{questions}/residuals-{shard}.tsv"
+        "<benchmarks>/extract/{model}/{questions}/residuals-{shard}.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: workflow.cores
