@@ -46,6 +46,7 @@ def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
         transfer = config["directions"]["transfer"]
         problems += _unknown(transfer["models"], models, "models", "model")
         problems += _unknown(transfer["questions"], questions, "questions", "question set")
+        problems += _too_few(config)
     if problems:
         raise InputError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
 
@@ -189,6 +190,21 @@ def _unknown(names: list[str], registry: dict, key: str, what: str) -> list[str]
         f"{key}: unknown {what} {name!r}{_suggest(name, registry)}; add it to config/{key}.yaml"
         for name in names
         if name not in registry
+    ]
+
+
+def _too_few(config: dict) -> list[str]:
+    """What fewer questions than ``limit`` leaves would make impossible."""
+    needed = {
+        "folds": config["folds"],
+        "extract.shards": config["extract"]["shards"],
+        "calibration.min_group": config["calibration"]["min_group"],
+    }
+    limit = config["limit"]
+    return [
+        f"limit: {limit} questions are too few for {key}: {least}; raise the one or lower the other"
+        for key, least in needed.items()
+        if limit is not None and limit < least
     ]
 
 

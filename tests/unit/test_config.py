@@ -67,6 +67,9 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
         ("extract.shards", 0, "extract.shards: 0 is less than the minimum of 1"),
         ("extract.dtype", "float16", "extract.dtype: 'float16' is not one of"),
         ("limit", "all", "limit: found 'all'; expected integer or null"),
+        ("limit", 20, "limit: 20 questions are too few for calibration.min_group: 30; raise"),
+        ("limit", 5, "limit: 5 questions are too few for calibration.min_group: 30"),
+        ("study", 2026, "study: found 2026; expected string"),
         ("extract", None, "extract: found None; expected object"),
         ("folds", 2, "folds: 2 is less than the minimum of 3"),
         ("prompt", "mine.txt", "prompt: 'mine.txt' does not match"),
@@ -133,6 +136,19 @@ def test_bad_registry_entry_is_named_once(entry, message):
     assert str(error.value).startswith("models.yaml cannot be used:\n  m: ")
     assert str(error.value).count(message) == 1
     assert "fine" not in str(error.value)
+
+
+def test_what_a_limit_leaves_is_enough_for_all_that_comes():
+    """As many as each asks for are enough; null asks nothing, since the sets may be larger."""
+    config = {**CONFIG, "folds": 6, "calibration": {**CONFIG["calibration"], "min_group": 7}}
+    config["extract"] = {**CONFIG["extract"], "shards": 8}
+    for limit, short in ((None, 0), (8, 0), (7, 1), (6, 2), (5, 3)):
+        if not short:
+            check({**config, "limit": limit}, *FIXED)
+            continue
+        with pytest.raises(InputError) as error:
+            check({**config, "limit": limit}, *FIXED)
+        assert str(error.value).count("too few for") == short
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ rule tokenize_prompts:
         " --shots {params.shots}"
         " --option-order {params.option_order} {params.limit}"
         " --shards {params.shards} --seed {params.seed} --out {output.prompts} --log {log}"
+        # only checked, and no params, which would tokenize again where they change
+        " --folds {config[folds]} --min-group {config[calibration][min_group]}"
 
 
 rule extract_residuals:
