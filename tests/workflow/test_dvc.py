@@ -129,6 +129,22 @@ def test_a_hydrated_clone_has_nothing_to_do(study, tmp_path):
     assert "evaluate_steering" in planned(clone)
 
 
+def test_a_clone_without_a_remote(study, tmp_path):
+    """Neither are results taken for agreeing that are not there."""
+    commit(study)
+    clone = tmp_path / "clone"
+    done_by(study, "git", "clone", "--quiet", str(study), str(clone))
+    done = make(clone, "hydrate")
+    assert done.returncode != 0
+    assert "hydrate: no remote is configured to pull results from" in done.said
+    assert "dvc remote add --default store URL" in done.said and "Traceback" not in done.said
+    done = make(clone, "verify")
+    assert done.returncode != 0
+    phase = f"results/embedded/lens/{PART}/phase.json"
+    assert f"metrics/embedded/{PART}.json is committed, but {phase} not there" in done.said
+    assert "all numbers agree" in make(study, "verify").said
+
+
 def test_results_changed_by_hand_are_not_overwritten(study, tmp_path):
     done_by(study, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
     done_by(study, "dvc", "push")

@@ -264,6 +264,24 @@ def test_results_that_cannot_be_written(study, finished):
     assert contents(study, "results") == contents(finished, "results")
 
 
+def test_a_job_that_fails_leaves_the_numbers_that_git_keeps(study, finished):
+    """And what it was to make counts as missing, so that nothing old is taken for it."""
+    path = study / "config/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["calibration"]["min_group"] = 25
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    for _ in range(2):
+        done = snakemake(study, "lens")
+        assert done.returncode == 1
+        assert "24 questions in all, fewer than the 25" in done.said
+        assert contents(study, "metrics", "plots") == contents(finished, "metrics", "plots")
+        assert not (study / f"results/embedded/lens/{PART}/phase.json").exists()
+    config["calibration"]["min_group"] = 10
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    finish(study, "lens")
+    assert contents(study, "results", "metrics") == contents(finished, "results", "metrics")
+
+
 def test_a_model_that_yields_nan(study):
     from safetensors.torch import load_file, save_file
 
