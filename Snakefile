@@ -56,6 +56,7 @@ pathvars:
     metrics=f"metrics/{config['study']}",
     plots=f"plots/{config['study']}",
     reports=f"reports/rendered/{config['study']}",
+    bundles=f"reports/bundles/{config['study']}",
     logs=f"logs/{config['study']}",
     benchmarks=f"logs/{config['study']}/benchmarks",
 
@@ -90,7 +91,7 @@ onstart:
             f"stage {own} would run rules of other stages: {', '.join(foreign)}; nothing was run. "
             "Their results are not what the config and the code now ask for: dvc repro"
         )
-    study.record(config, FILES, GIVEN)
+    study.record(OWN, FILES, GIVEN)
 
 
 include: "workflow/rules/common.smk"

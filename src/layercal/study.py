@@ -113,7 +113,15 @@ def check(config: Mapping, files: Sequence[str | Path], given: Mapping) -> None:
 
 
 def record(config: Mapping, files: Sequence[str | Path], given: Mapping) -> None:
-    """Write beside a study's results which config they are made by; see :func:`check`."""
+    """Write beside a study's results which config they are made by; see :func:`check`.
+
+    Parameters
+    ----------
+    config : mapping
+        All of the study, whatever models and question sets a run chooses from it.
+    files : sequence of path
+    given : mapping
+    """
     held = _by(files, given) | {"config": json.loads(json.dumps(config))}
     text = yaml.safe_dump(held, sort_keys=False)
     path = _record(config["study"])

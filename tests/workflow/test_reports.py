@@ -152,13 +152,33 @@ def test_every_figure_is_kept_for_papers(finished):
     assert kept["value"].tolist() == pytest.approx(rows["value"].tolist())
 
 
-def test_snakemakes_own_report(study):
-    for name in ("report.zip", "report.html"):
-        done = snakemake(study, "--report", name)
+def links(page):
+    """What a page leads to and shows, apart from places on the page itself."""
+    found = re.findall(r'<(?:a|img)\b[^>]*? (?:href|src)="([^"]+)"', page.read_text())
+    return {one.partition("#")[0] for one in found if not one.startswith(("#", "data:"))}
+
+
+def test_snakemakes_own_report(study, tmp_path):
+    """Pages in the bundle lie to each other as they do in the study, so that links work."""
+    for arguments in (("bundle",), ("bundle", "--report", "report.zip"), ("--report", "one.html")):
+        done = snakemake(study, *arguments)
         assert done.returncode == 0, done.said
     with zipfile.ZipFile(study / "report.zip") as bundle:
-        page = "".join(bundle.read(n).decode() for n in bundle.namelist() if n.endswith(".html"))
-        held = {one.rpartition("/")[2] for one in bundle.namelist()}
-    assert {"atlas.html", "workflow.png", "tiny/own.html", "tiny/own.png"} <= held
-    for text in ("Overview", "Layer curves", "side by side on relative depth"):
-        assert text in page
+        bundle.extractall(tmp_path)
+    entry = tmp_path / "report/report.html"
+    (index,) = tmp_path.glob("report/data/raw/*/index.html")
+    assert str(index.relative_to(entry.parent)) in entry.read_text()
+    for text in ("Pages", "Overview", "Layer curves", "leads to the atlas"):
+        assert text in entry.read_text()
+    pages = {one.relative_to(index.parent) for one in index.parent.rglob("*.html")}
+    assert set(map(str, pages)) == {*PAGES, "explore.html"}
+    reached = set()
+    for page in (index.parent / one for one in pages):
+        for link in links(page):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+            reached.add((page.parent / link).resolve())
+    assert {page.resolve() for page in index.parent.rglob("*.html")} <= reached
+    assert (index.parent / "tiny/figures/own/layer-curves.pdf").resolve() in reached
+    # what the report holds beside the folder of pages has no links that could die
+    others = [one for one in tmp_path.glob("report/data/raw/*/*") if one.parent != index.parent]
+    assert {one.name for one in others} == {"own.png", "workflow.png"}

@@ -159,7 +159,7 @@ def test_targets(study):
     asked = snakemake(study, "extract", "-np", "--forcerun", "tokenize_prompts", "--config", both)
     shots = re.findall(r"questions/(\S+)\.parquet --prompt hendrycks --shots (\d)", asked.said)
     assert dict(shots) == {"mmlu-dev": "0", "mmlu-dev-4shot": "4"}
-    limited = planned(study, "extract", "--config", "limit=20")
+    limited = planned(study, "extract", "--config", "study=quick", "limit=30")
     assert limited == {"tokenize_prompts": 1, "extract_residuals": 3, "extract": 1}
 
 

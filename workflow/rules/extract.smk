@@ -42,6 +42,10 @@ rule tokenize_prompts:
         limit="" if config["limit"] is None else f"--limit {config['limit']}",
         shards=config["extract"]["shards"],
         seed=config["seed"],
+        # only checked: a function of the input is no reason to run again where it changes
+        least=lambda wildcards, input: (
+            f"--folds {config['folds']} --min-group {config['calibration']['min_group']}"
+        ),
     message:
         "Tokenizing {wildcards.questions} for {wildcards.model}"
     shell:
@@ -49,9 +53,8 @@ rule tokenize_prompts:
         " --questions {input.questions} --prompt {params.prompt:q}"
         " --shots {params.shots}"
         " --option-order {params.option_order} {params.limit}"
-        " --shards {params.shards} --seed {params.seed} --out {output.prompts} --log {log}"
-        # only checked, and no params, which would tokenize again where they change
-        " --folds {config[folds]} --min-group {config[calibration][min_group]}"
+        " --shards {params.shards} --seed {params.seed} {params.least}"
+        " --out {output.prompts} --log {log}"
 
 
 rule extract_residuals:

@@ -2,7 +2,8 @@
 #                  reports/notebooks/
 # OUTPUTS: reports/rendered/{study}/{model}/{questions}.html (and .ipynb, .png),
 #          {model}/figures/{questions}/ (each figure as PDF and CSV, claims.tex),
-#          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html
+#          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html;
+#          reports/bundles/{study}/, a copy of all that for snakemake --report
 
 # of every report; src/layercal/plates.py draws them
 FIGURES = [
@@ -132,12 +133,7 @@ rule render_report:
         ),
     output:
         notebook="<reports>/{model}/{questions}.ipynb",
-        html=report(
-            "<reports>/{model}/{questions}.html",
-            caption="../report/report.rst",
-            category="Reports",
-            labels={"model": "{model}", "questions": "{questions}"},
-        ),
+        html="<reports>/{model}/{questions}.html",
     log:
         "<logs>/reports/{model}/{questions}/report.log",
     benchmark:
@@ -181,7 +177,7 @@ rule render_atlas:
             "src/layercal/{module}.py", module=["figures", "pages", "sources", "stages/atlas"]
         ),
     output:
-        html=report("<reports>/atlas.html", caption="../report/atlas.rst", category="Overview"),
+        html="<reports>/atlas.html",
         pdf="<reports>/atlas.pdf",
         csv="<reports>/atlas.csv",
     log:
@@ -255,7 +251,7 @@ rule render_index:
         workflow="<reports>/workflow.png",
         code=expand("src/layercal/{module}.py", module=["pages", "sources", "stages/index"]),
     output:
-        html=report("<reports>/index.html", caption="../report/index.rst", category="Overview"),
+        html="<reports>/index.html",
     log:
         "<logs>/reports/index.log",
     benchmark:
@@ -332,11 +328,7 @@ rule render_explorer:
             ],
         ),
     output:
-        html=report(
-            "<reports>/explore.html",
-            caption="../report/explore.rst",
-            category="Reports",
-        ),
+        html="<reports>/explore.html",
     log:
         "<logs>/reports/explore.log",
     benchmark:
@@ -357,3 +349,32 @@ rule render_explorer:
         " --directions {input.directions} --sweep {input.sweep} --logits {input.logits}"
         " --texts {input.texts} --page {input.page} --script {input.script}"
         " --out {output.html} --log {log}"
+
+
+# Snakemake's report keeps what lies in one folder together, and so the pages' links alive
+rule bundle:
+    input:
+        rules.reports.input,
+        index="<reports>/index.html",
+        explorer="<reports>/explore.html",
+    output:
+        report(
+            directory("<bundles>"),
+            htmlindex="index.html",
+            caption="../report/index.rst",
+            category="Pages",
+        ),
+    log:
+        "<logs>/reports/bundle.log",
+    benchmark:
+        "<benchmarks>/reports/bundle.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Gathering all pages for snakemake --report"
+    shell:
+        "(mkdir -p {output} && cp -R $(dirname {input.index})/. {output}) 2> {log}"
