@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
 
 from layercal import InputError, sources
 
@@ -37,20 +38,10 @@ def own_config(files: Sequence[str | Path]) -> dict:
     """
     own, given = _read(BASE), [_read(path) for path in files]
     for config in given:
-        own = merged(own, config)
+        update_config(own, config)
     if given and not any("study" in config for config in given):
         own["study"] = Path(files[-1]).stem
     return own
-
-
-def merged(config: Mapping, over: Mapping) -> dict:
-    """Lay one config over another, nested keys one by one, as Snakemake does."""
-    found = dict(config)
-    for key, value in over.items():
-        below = found.get(key)
-        nested = isinstance(value, Mapping)
-        found[key] = merged(below if isinstance(below, Mapping) else {}, value) if nested else value
-    return found
 
 
 def differences(here: Mapping, there: Mapping, parents: str = "") -> dict[str, tuple]:
@@ -86,30 +77,36 @@ def check(config: Mapping, files: Sequence[str | Path], given: Mapping) -> None:
     own, name = own_config(files), config["study"]
     changed = differences(config, own)
     if name == own["study"] and changed:
-        command = shlex.join(
-            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in given.items()
-            if key != "study"
-        )
-        raise InputError(
-            f"these are not the settings of the study {name!r} ({_named(files)}):\n"
-            + _listed(changed, "{0}, its own: {1}")
-            + f"\nwhat was made with its own would be overwritten. Name a study for them:"
-            f"\n  --config study={EXAMPLE} {command}\nor edit {_relative(files)[-1]}"
-        )
+        raise InputError(_not_its_own(name, changed, files, given))
     holder = _holder(name)
-    if holder is None or _by(files, given) == {key: holder[key] for key in ("files", "overrides")}:
+    if holder is None or _by(name, files, given).items() <= holder.items():
         return
     changed = differences(config, holder["config"])
     if changed:
-        raise InputError(
-            f"the study {name!r} holds what {_named(holder['files'], holder['overrides'])} made "
-            f"with other settings than {_named(files, given)}:\n"
-            + _listed(changed, "{0} here, {1} there")
-            + "\nwhat was made there would be overwritten. Give this one another name: study in "
-            f"its config, or --config study={EXAMPLE}; or, if what is there may go, delete "
-            f"{_record(name)}"
-        )
+        raise InputError(_of_another(name, changed, _named(files, given), holder))
+
+
+def _not_its_own(name: str, changed: dict, files: Sequence[str | Path], given: Mapping) -> str:
+    settings = (
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in given.items()
+        if key != "study"
+    )
+    return (
+        f"these are not the settings of the study {name!r} ({_named(files)}):\n"
+        f"{_listed(changed, '{0}, its own: {1}')}\n"
+        "what was made with its own would be overwritten. Name a study for them:\n"
+        f"  --config study={EXAMPLE} {shlex.join(settings)}\nor edit {_relative(files)[-1]}"
+    )
+
+
+def _of_another(name: str, changed: dict, this: str, holder: Mapping) -> str:
+    return (
+        f"the study {name!r} holds what {_named(holder['files'], holder['overrides'])} made with "
+        f"other settings than {this}:\n{_listed(changed, '{0} here, {1} there')}\n"
+        "what was made there would be overwritten. Give this one another name: study in its "
+        f"config, or --config study={EXAMPLE}; or, if what is there may go, delete {_record(name)}"
+    )
 
 
 def record(config: Mapping, files: Sequence[str | Path], given: Mapping) -> None:
@@ -122,7 +119,7 @@ def record(config: Mapping, files: Sequence[str | Path], given: Mapping) -> None
     files : sequence of path
     given : mapping
     """
-    held = _by(files, given) | {"config": json.loads(json.dumps(config))}
+    held = _by(config["study"], files, given) | {"config": json.loads(json.dumps(config))}
     text = yaml.safe_dump(held, sort_keys=False)
     path = _record(config["study"])
     if not path.exists() or path.read_text() != text:
@@ -138,12 +135,14 @@ def _holder(name: str) -> dict | None:
     base, path = _read(BASE), _record(name)
     held = _read(path) if path.exists() else None
     if name == base["study"]:
-        return {**_by([], {}), "config": held["config"] if held else base}
+        return {**_by(name, [], {}), "config": held["config"] if held else base}
     return held
 
 
-def _by(files: Sequence[str | Path], given: Mapping) -> dict:
-    overrides = {key: value for key, value in given.items() if key not in APART}
+def _by(name: str, files: Sequence[str | Path], given: Mapping) -> dict:
+    """Whose a study is: that of its files, or of the command line's settings over them."""
+    named_there = name != own_config(files)["study"]
+    overrides = {key: value for key, value in given.items() if key not in APART and named_there}
     return {"files": _relative(files), "overrides": json.loads(json.dumps(overrides))}
 
 
@@ -152,8 +151,8 @@ def _relative(files: Sequence[str | Path]) -> list[str]:
     return [os.path.relpath(path) for path in files] or [BASE]
 
 
-def _named(files: Sequence[str | Path], given: Mapping = {}) -> str:
-    said = " ".join(f"{key}={value}" for key, value in given.items() if key not in APART)
+def _named(files: Sequence[str | Path], given: Mapping | None = None) -> str:
+    said = " ".join(f"{key}={value}" for key, value in (given or {}).items() if key not in APART)
     return ", ".join(_relative(files)) + (f" with {said}" if said else "")
 
 

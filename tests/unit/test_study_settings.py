@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from snakemake.utils import update_config
 
 from layercal import InputError, study
 
@@ -30,9 +31,9 @@ def write(path, config):
 
 def settings(files, given):
     """The config of a run, as Snakemake and the Snakefile make it."""
-    own = study.own_config(files)
-    config = study.merged(own, given)
-    return {**config, "study": given.get("study", own["study"])}
+    config = study.own_config(files)
+    update_config(config, copy.deepcopy(given))
+    return config
 
 
 def refused(files=(), **given):
@@ -67,11 +68,10 @@ def test_the_name(files, name):
 
 
 def test_nested_keys_are_laid_over_one_by_one():
-    over = {"steering": {"chunk": 4}, "folds": 3, "extract": None}
-    found = study.merged(CONFIG, over)
-    assert found["steering"] == CONFIG["steering"] | {"chunk": 4}
-    assert (found["folds"], found["extract"]) == (3, None)
-    assert yaml.safe_load((ROOT / "config/config.yaml").read_text()) == CONFIG
+    write("mine.yaml", {"steering": {"chunk": 4}, "folds": 3})
+    found = study.own_config(["mine.yaml"])
+    expected = {"study": "mine", "folds": 3, "steering": CONFIG["steering"] | {"chunk": 4}}
+    assert found == CONFIG | expected
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,9 @@ def test_a_choice_of_models_and_questions_changes_no_result(given):
 
 def test_an_own_setting_said_again_is_no_other():
     assert refused(limit=None, seed=0, steering={"chunk": 512}) is None
+    run(["mine.yaml"], shots=1)
+    write("mine.yaml", {"shots": 3})
+    run(["mine.yaml"])
 
 
 @pytest.mark.parametrize("path", ["config/config.yaml", "mine.yaml", "named.yaml"])

@@ -131,7 +131,6 @@ def test_a_hydrated_clone_has_nothing_to_do(study, tmp_path):
 
 def test_a_clone_without_a_remote(study, tmp_path):
     """Neither are results taken for agreeing that are not there."""
-    commit(study)
     clone = tmp_path / "clone"
     done_by(study, "git", "clone", "--quiet", str(study), str(clone))
     done = make(clone, "hydrate")

@@ -154,7 +154,8 @@ def test_every_figure_is_kept_for_papers(finished):
 
 def links(page):
     """What a page leads to and shows, apart from places on the page itself."""
-    found = re.findall(r'<(?:a|img)\b[^>]*? (?:href|src)="([^"]+)"', page.read_text())
+    text = re.sub(r"<script\b.*?</script>", "", page.read_text(), flags=re.S)
+    found = re.findall(r'<(?:a|img)\b[^>]*? (?:href|src)="([^"]+)"', text)
     return {one.partition("#")[0] for one in found if not one.startswith(("#", "data:"))}
 
 

@@ -1,7 +1,7 @@
 """Several studies in one project: none overwrites what another made."""
 
 import itertools
-import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +16,7 @@ def test_another_setting_is_another_study(study, finished):
     for settings, said in (
         (["limit=12"], "limit: 12, its own: null"),
         (["shots=1", "limit=12"], "shots: 1, its own: 0"),
-        (["extract={batch_tokens: 64}"], "extract.batch_tokens: 64, its own: 2048"),
+        (["extract={dtype: bfloat16}"], 'extract.dtype: "bfloat16", its own: "float32"'),
         (["study=embedded", "limit=12"], "limit: 12, its own: null"),
     ):
         for more in ((), ("--dry-run",)):
@@ -70,14 +70,14 @@ def test_names_that_look_alike_share_no_page(tmp_path):
     }.items():
         (folder / f"config/{registry}.yaml").write_text(yaml.safe_dump(entries))
     (folder / "mine.yaml").write_text(yaml.safe_dump({"models": models, "questions": sets}))
-    done = snakemake(folder, "--configfile", "mine.yaml", "--dry-run")
+    done = snakemake(folder, "--configfile", "mine.yaml", "--summary")
     assert done.returncode == 0, done.said
-    lines = re.findall(r"^ +(?:output|log|benchmark): (.+)$", done.said, re.M)
-    made = [path for line in lines for path in line.split(", ")]
+    rows = [line.split("\t") for line in done.said.splitlines() if line.count("\t") > 3]
+    made = [row[0] for row in rows[1:]]
     for one, other in itertools.product(models, sets):
         assert f"reports/rendered/mine/{one}/{other}.html" in made
     assert len(made) == len(set(made)) > 300
-    folders = {path.rpartition("/")[0] for path in made}
+    folders = {str(parent) for path in made for parent in Path(path).parents}
     assert not folders & set(made)
 
 
