@@ -136,7 +136,7 @@ def test_only_steering_depends_on_steering(study, path, old, new):
 
 
 def test_new_alphas_give_new_results_and_the_old_come_back(study):
-    files = [*study.glob("results/**/*"), *study.glob("reports/rendered/embedded/*")]
+    files = [*study.glob("results/**/*"), *study.glob("reports/rendered/**/*")]
     first = {path: path.read_bytes() for path in files if path.is_file()}
     residuals = study / f"results/embedded/extract/{PART}/residuals-0.safetensors"
     made = residuals.stat().st_mtime_ns
