@@ -1,6 +1,7 @@
 import fcntl
 import gc
 import os
+import re
 import time
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from layercal import InputError
-from layercal.config import check, check_registry
+from layercal import InputError, study
+from layercal.config import check, check_names, check_registry
 
-min_version("9.0")
+min_version("9.14")
 # else Python visits all objects of a large plan over and over while it is made: a third of the time
 gc.disable()
 
@@ -24,10 +25,19 @@ QUESTIONS = yaml.safe_load(Path("config/questions.yaml").read_text())
 SCHEMA = yaml.safe_load(Path("workflow/schemas/config.schema.yaml").read_text())
 MODELS_SCHEMA = yaml.safe_load(Path("workflow/schemas/models.schema.yaml").read_text())
 QUESTIONS_SCHEMA = yaml.safe_load(Path("workflow/schemas/questions.schema.yaml").read_text())
+# of the study: its config files, and what the command line says beside them
+FILES, GIVEN = workflow.overwrite_configfiles, workflow.config_settings.config
+OWN = study.own_config(FILES)
+config["study"] = GIVEN.get("study", OWN["study"])
+if config["study"] != OWN["study"]:
+    OWN = config
 try:
     check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)
     check_registry("config/questions.yaml", QUESTIONS, QUESTIONS_SCHEMA)
+    check_names(models=MODELS, questions=QUESTIONS, study=[config["study"]])
     check(config, SCHEMA, MODELS, QUESTIONS)
+    check(OWN, SCHEMA, MODELS, QUESTIONS)
+    study.check(config, FILES, GIVEN)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -35,9 +45,20 @@ SHARDS = range(config["extract"]["shards"])
 
 
 wildcard_constraints:
-    model="|".join(MODELS),
-    questions="|".join(QUESTIONS),
+    model="|".join(map(re.escape, MODELS)),
+    questions="|".join(map(re.escape, QUESTIONS)),
     shard=r"\d+",
+
+
+# models and question tables are shared, all else is the study's
+pathvars:
+    results=f"results/{config['study']}",
+    metrics=f"metrics/{config['study']}",
+    plots=f"plots/{config['study']}",
+    reports=f"reports/rendered/{config['study']}",
+    bundles=f"reports/bundles/{config['study']}",
+    logs=f"logs/{config['study']}",
+    benchmarks=f"logs/{config['study']}/benchmarks",
 
 
 report: "workflow/report/workflow.rst"
@@ -70,6 +91,7 @@ onstart:
             f"stage {own} would run rules of other stages: {', '.join(foreign)}; nothing was run. "
             "Their results are not what the config and the code now ask for: dvc repro"
         )
+    study.record(OWN, FILES, GIVEN)
 
 
 include: "workflow/rules/common.smk"

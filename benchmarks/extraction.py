@@ -177,7 +177,7 @@ def main():
     args = made.parse_args()
     folder = Path("resources/models") / args.model
     read, tokenizer = load(folder, args.dtype, "cpu"), AutoTokenizer.from_pretrained(folder)
-    part = f"results/extract/{args.model}/{args.questions}/prompts.parquet"
+    part = f"results/embedded/extract/{args.model}/{args.questions}/prompts.parquet"
     plain = Task(read, tokenizer, pd.read_parquet(part)["prompt"].tolist()[: args.limit])
     table = Path(f"resources/questions/{args.questions}.parquet")
     shots = Task(read, tokenizer, with_shots(table, tokenizer, args.subjects, args.behind))

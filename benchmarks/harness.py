@@ -75,8 +75,8 @@ def main():
     made.add_argument("--dtype", default="auto", help="as in the config of the study")
     args = made.parse_args()
     folder, part = Path("resources/models") / args.model, f"{args.model}/{args.questions}"
-    prompts = pd.read_parquet(f"results/extract/{part}/prompts.parquet")[: args.limit]
-    ours = lens_log_probability(pd.read_parquet(f"results/lens/{part}/options.parquet"))
+    prompts = pd.read_parquet(f"results/embedded/extract/{part}/prompts.parquet")[: args.limit]
+    ours = lens_log_probability(pd.read_parquet(f"results/embedded/lens/{part}/options.parquet"))
     ours = ours[: args.limit]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(args.dtype, "cpu"))
     with torch.inference_mode():

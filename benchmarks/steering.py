@@ -137,7 +137,7 @@ def main():
     read = load(args.model, args.dtype, "cpu")
     study = args.model.resolve().parents[2]
     prompts = pd.read_parquet(
-        study / "results/extract" / args.model.resolve().name / "mmlu-dev/prompts.parquet"
+        study / "results/embedded/extract" / args.model.resolve().name / "mmlu-dev/prompts.parquet"
     )
     kept = np.linspace(0, len(prompts) - 1, args.questions).round().astype(int)
     lowest = args.lowest or read.n_layers // 2

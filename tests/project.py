@@ -14,7 +14,16 @@ from families import tiny
 
 ROOT = Path(__file__).parents[1]
 NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs"]
-NOT_COPIED += ["rendered", "metrics", "plots", "dvc.lock", "build", "__pycache__", "*.egg-info"]
+NOT_COPIED += [
+    "rendered",
+    "bundles",
+    "metrics",
+    "plots",
+    "dvc.lock",
+    "build",
+    "__pycache__",
+    "*.egg-info",
+]
 NOT_COPIED += [".*_cache"]
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -15,6 +16,10 @@ import yaml
 
 from layercal import InputError
 from layercal.sources import alternatives
+
+LONGEST_NAME = 100
+# what stands beside folders of these names has one of them
+SUFFIXES = (".html", ".ipynb", ".png", ".pdf", ".csv", ".json", ".parquet", ".yaml", ".log", ".tsv")
 
 
 def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
@@ -41,8 +46,72 @@ def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
         transfer = config["directions"]["transfer"]
         problems += _unknown(transfer["models"], models, "models", "model")
         problems += _unknown(transfer["questions"], questions, "questions", "question set")
+        problems += _too_few(config)
     if problems:
         raise InputError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
+
+
+def check_names(**names: Iterable) -> None:
+    """Check that names can stand in paths, links and commands, each for one thing alone.
+
+    Parameters
+    ----------
+    **names : iterable
+        Kind -> names, ``models=["smollm2-135m"]``.
+
+    Raises
+    ------
+    InputError
+        Naming every one at fault, why, and the rule.
+    """
+    problems = [
+        f"{kind}: {name!r} {fault}"
+        for kind, some in names.items()
+        for name in some
+        if (fault := _fault(name))
+    ]
+    for kind, some in names.items():
+        seen: dict[str, str] = {}
+        for name in filter(lambda one: isinstance(one, str), some):
+            twin = seen.setdefault(name.lower(), name)
+            if twin != name:
+                problems.append(f"{kind}: {twin!r} and {name!r} are one name to some disks")
+    if problems:
+        raise InputError(
+            "these names cannot be used:\n  " + "\n  ".join(problems) + "\n"
+            "a name is of letters a to z, digits, '.', '_' and '-', begins with a letter or digit, "
+            f"has at most {LONGEST_NAME} characters, and is not what YAML reads as something else"
+        )
+
+
+def _fault(name) -> str | None:
+    if not isinstance(name, str):
+        return f"is no text but {_yaml_type(name)} to YAML"
+    odd = "".join(dict.fromkeys(re.findall(r"[^A-Za-z0-9._-]", name)))
+    if odd:
+        return f"holds {odd!r}"
+    if not re.match(r"[A-Za-z0-9]", name):
+        return "does not begin with a letter or digit"
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name)} characters"
+    if name.endswith(SUFFIXES):
+        return f"ends as a file does, in {name[name.rindex('.') :]}"
+    if not isinstance(read := yaml.safe_load(name), str) or _is_number(name):
+        return f"is {_yaml_type(read)} to YAML where it is not quoted"
+    return None
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return float(name) is not None
+    except ValueError:
+        return False
+
+
+def _yaml_type(value) -> str:
+    kind = type(value).__name__
+    named = {"bool": "yes or no", "NoneType": "nothing", "date": "a date", "datetime": "a date"}
+    return named.get(kind, "a number" if kind in ("int", "float", "str") else f"a {kind}")
 
 
 def check_registry(path: str, entries: dict, schema: dict) -> None:
@@ -121,6 +190,21 @@ def _unknown(names: list[str], registry: dict, key: str, what: str) -> list[str]
         f"{key}: unknown {what} {name!r}{_suggest(name, registry)}; add it to config/{key}.yaml"
         for name in names
         if name not in registry
+    ]
+
+
+def _too_few(config: dict) -> list[str]:
+    """What fewer questions than ``limit`` leaves would make impossible."""
+    needed = {
+        "folds": config["folds"],
+        "extract.shards": config["extract"]["shards"],
+        "calibration.min_group": config["calibration"]["min_group"],
+    }
+    limit = config["limit"]
+    return [
+        f"limit: {limit} questions are too few for {key}: {least}; raise the one or lower the other"
+        for key, least in needed.items()
+        if limit is not None and limit < least
     ]
 
 

@@ -305,6 +305,23 @@ class Residuals:
         return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
 
 
+def keep_shards(folder: Path, kind: str, count: int) -> None:
+    """Remove the shards of a finer cut, and how they were made; nothing reads them any more.
+
+    Parameters
+    ----------
+    folder : path
+    kind : str
+        Shards are named ``{kind}-{number}``.
+    count : int
+        Shards that are there to stay.
+    """
+    kept = {f"{kind}-{number}" for number in range(count)}
+    for path in folder.glob(f"{kind}-*"):
+        if path.name.partition(".")[0] not in kept:
+            path.unlink()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that its final name never holds half of it, whenever the run is killed.
 

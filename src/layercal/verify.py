@@ -1,5 +1,8 @@
 """Compare results with the numbers that are committed: ``make verify``.
 
+Of each study, model and question set of which Git holds numbers, the results must be there: the
+committed file itself proves nothing, since a clone has it too.
+
 The same machine and config give the same bytes. Another machine, dtype or version of a package
 rounds otherwise, which can move a question across the edge of a bin or to another option; the
 tolerances say how far that may move a number. They are those of a few hundred questions.
@@ -25,6 +28,8 @@ TOLERANCES = {
     "final_layer": 0,
 }
 
+AGAIN = "; run the study (make study), or pull its results (make hydrate)"
+
 
 def compare(committed: dict, found: dict) -> list[str]:
     """List the numbers that lie further from the committed ones than their tolerances.
@@ -32,7 +37,8 @@ def compare(committed: dict, found: dict) -> list[str]:
     Parameters
     ----------
     committed, found : dict of str to number
-        As in ``metrics/{model}/{questions}.json``. A decision layer is None where there is none.
+        As in ``metrics/{study}/{model}/{questions}.json``; of ``found`` other keys are not looked
+        at. A decision layer is None where there is none.
     """
     lines = []
     for name, tolerance in TOLERANCES.items():
@@ -61,14 +67,22 @@ def _all_differences() -> tuple[list[str], int]:
         raise InputError("no numbers are committed under metrics/; run the study and commit them")
     differences, same = [], 0
     for name in names:
-        committed = _git("show", f"HEAD:{name}")
-        if not Path(name).exists():
-            differences.append(f"{name}: committed, but not there; run the study")
+        committed, study, pair = _git("show", f"HEAD:{name}"), *_pair(name)
+        phase = Path("results", study, "lens", pair, "phase.json")
+        missing = [str(path) for path in (phase, Path(name)) if not path.exists()]
+        if missing:
+            differences.append(f"{name} is committed, but {' and '.join(missing)} not there{AGAIN}")
             continue
-        found = Path(name).read_text()
-        same += found == committed
-        differences += [f"{name}: {line}" for line in compare(*map(json.loads, (committed, found)))]
+        same += Path(name).read_text() == committed
+        found = json.loads(phase.read_text())
+        differences += [f"{name}: {line}" for line in compare(json.loads(committed), found)]
     return differences, same
+
+
+def _pair(name: str) -> tuple[str, Path]:
+    """Study, and model and questions, of a file of numbers."""
+    _, study, *pair = Path(name).with_suffix("").parts
+    return study, Path(*pair)
 
 
 def _git(*command: str) -> str:

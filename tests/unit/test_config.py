@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import datetime
 import os
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from conftest import ROOT
 
 from layercal import InputError, plates, question_sources
-from layercal.config import check, check_registry, key_tables
+from layercal.config import check, check_names, check_registry, key_tables
 
 SOURCE = ROOT / "src/layercal"
 COMMON = ROOT / "workflow/rules/common.smk"
@@ -47,7 +48,7 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
     assert paper["directions"].pop("transfer")["models"] == paper["models"][1:]
     assert not CONFIG["directions"]["transfer"]["models"]
     paper["directions"]["transfer"] = CONFIG["directions"]["transfer"]
-    own = {"models", "questions", "extract"}
+    own = {"study", "models", "questions", "extract"}
     assert {key for key in CONFIG if paper[key] != CONFIG[key]} == own
     assert {**paper["extract"], "shards": 4} == CONFIG["extract"]
 
@@ -66,6 +67,9 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
         ("extract.shards", 0, "extract.shards: 0 is less than the minimum of 1"),
         ("extract.dtype", "float16", "extract.dtype: 'float16' is not one of"),
         ("limit", "all", "limit: found 'all'; expected integer or null"),
+        ("limit", 20, "limit: 20 questions are too few for calibration.min_group: 30; raise"),
+        ("limit", 5, "limit: 5 questions are too few for calibration.min_group: 30"),
+        ("study", 2026, "study: found 2026; expected string"),
         ("extract", None, "extract: found None; expected object"),
         ("folds", 2, "folds: 2 is less than the minimum of 3"),
         ("prompt", "mine.txt", "prompt: 'mine.txt' does not match"),
@@ -132,6 +136,71 @@ def test_bad_registry_entry_is_named_once(entry, message):
     assert str(error.value).startswith("models.yaml cannot be used:\n  m: ")
     assert str(error.value).count(message) == 1
     assert "fine" not in str(error.value)
+
+
+def test_what_a_limit_leaves_is_enough_for_all_that_comes():
+    """As many as each asks for are enough; null asks nothing, since the sets may be larger."""
+    config = {**CONFIG, "folds": 6, "calibration": {**CONFIG["calibration"], "min_group": 7}}
+    config["extract"] = {**CONFIG["extract"], "shards": 8}
+    for limit, short in ((None, 0), (8, 0), (7, 1), (6, 2), (5, 3)):
+        if not short:
+            check({**config, "limit": limit}, *FIXED)
+            continue
+        with pytest.raises(InputError) as error:
+            check({**config, "limit": limit}, *FIXED)
+        assert str(error.value).count("too few for") == short
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("org/model", "holds '/'"),
+        ("c++", "holds '+'"),
+        ("my model", "holds ' '"),
+        ("a#b%20?", "holds '#%?'"),
+        ("modèle", "holds 'è'"),
+        ("a\n", r"holds '\n'"),
+        ("", "does not begin with a letter or digit"),
+        ("..", "does not begin"),
+        (".hidden", "does not begin"),
+        ("-flag", "does not begin"),
+        ("a" * 101, "has 101 characters"),
+        ("atlas.html", "ends as a file does, in .html"),
+        (7, "is no text but a number to YAML"),
+        (1.5, "is no text but a number"),
+        (False, "is no text but yes or no"),
+        (None, "is no text but nothing"),
+        (datetime.date(2024, 1, 31), "is no text but a date"),
+        ("007", "is a number to YAML where it is not quoted"),
+        ("1.5", "is a number"),
+        ("1e5", "is a number"),
+        ("1_000", "is a number"),
+        ("no", "is yes or no"),
+        ("null", "is nothing"),
+        ("2024-01-31", "is a date"),
+    ],
+)
+def test_names_that_cannot_be_used(name, fault):
+    with pytest.raises(InputError) as error:
+        check_names(models=["fine", name], study=["fine"])
+    said = str(error.value).splitlines()
+    assert said[0] == "these names cannot be used:"
+    assert said[1].startswith(f"  models: {name!r} {fault}")
+    assert len(said) == 3 and said[2].startswith("a name is of letters a to z")
+
+
+def test_all_bad_names_are_said_at_once():
+    with pytest.raises(InputError) as error:
+        check_names(models=["a b", "Llama", "llama"], questions=["org/set"], study=[2026])
+    said = str(error.value)
+    for part in ("models: 'a b'", "questions: 'org/set'", "study: 2026"):
+        assert part in said
+    assert "models: 'Llama' and 'llama' are one name to some disks" in said
+
+
+def test_names_that_can_be_used():
+    check_names(models=[*FIXED[1], "7b", "a", "a" * 100, "v1.5", "x.gguf"], questions=FIXED[2])
+    check_names(models=["same"], questions=["same"], study=["same"])
 
 
 QUESTIONS_SCHEMA = read("workflow/schemas/questions.schema.yaml")

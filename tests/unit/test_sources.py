@@ -166,3 +166,15 @@ def test_residuals_of_shards_are_indexed_like_one_tensor(tmp_path):
         sources.Residuals.load(paths[:2])
     with pytest.raises(TypeError, match=r"\[rows\] or \[:, layers\]"):
         found[0, 1]
+
+
+def test_shards_of_a_finer_cut_go(tmp_path):
+    names = [f"{kind}-{n}.{end}" for kind in ("a", "b") for n in range(12) for end in ("x", "p.x")]
+    for name in [*names, "a.x"]:
+        (tmp_path / name).touch()
+    sources.keep_shards(tmp_path, "a", 2)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in left if name.startswith("a")} == {"a.x"} | {
+        f"a-{n}.{end}" for n in range(2) for end in ("x", "p.x")
+    }
+    assert {name for name in names if name.startswith("b")} < left

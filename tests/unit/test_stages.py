@@ -334,3 +334,28 @@ def test_a_tokenizer_runs_code_only_if_the_manifest_trusts_it(model_folder, monk
     assert "custom code" in log.read_text()
     options["manifest"].write_text('{"files": {}, "trust_remote_code": true}')
     stage("prompts", monkeypatch, **options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--folds", "3"], "2 question(s), copies and translations aside, cannot be split into 3"),
+        (["--min-group", "5"], "4 question(s) are fewer than the 5 that calibration: min_group"),
+    ],
+)
+def test_too_few_questions_are_said_first(asked, said, model_folder, monkeypatch, tmp_path):
+    """Before the model is read; translations of a question are one to fit on."""
+    rows = [
+        {"question": f"{language} {n}?", "choices": ["1", "2"], "answer": "A"}
+        | {"language": language, "cluster": str(n)}
+        for language in ("de", "th")
+        for n in range(2)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
+    table, log, out = tmp_path / "own.parquet", tmp_path / "log", tmp_path / "prompts.parquet"
+    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
+    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=tmp_path / "left.csv")
+    arguments = ["--manifest", tmp_path / "no model/manifest.json", "--questions", table]
+    assert run("prompts", monkeypatch, *arguments, "--out", out, "--log", log, *asked) == 1
+    assert said in log.read_text() and not out.exists()

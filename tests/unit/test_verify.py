@@ -58,22 +58,40 @@ def test_what_is_said(tmp_path, monkeypatch, capsys):
     git("commit", "--allow-empty", "--message", "empty")
     with pytest.raises(SystemExit, match="no numbers are committed under metrics/"):
         verify.main()
-    paths = [tmp_path / f"metrics/{model}/mmlu.json" for model in ("one", "two")]
+    paths = [tmp_path / f"metrics/{study}/v1.5/mmlu.json" for study in ("one", "two")]
     for path in paths:
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(NUMBERS))
+        write(path, NUMBERS)
     git("add", ".")
     git("commit", "--message", "numbers")
-    paths[0].write_text(json.dumps(NUMBERS | {"ece_final": 0.071}))
+    # a clone in which nothing has run has the committed files, and no results
+    said = failed(capsys)
+    for study in ("one", "two"):
+        phase = f"results/{study}/lens/v1.5/mmlu/phase.json"
+        assert f"metrics/{study}/v1.5/mmlu.json is committed, but {phase} not there" in said
+    assert "make study" in said and "make hydrate" in said
+    results = [tmp_path / f"results/{study}/lens/v1.5/mmlu/phase.json" for study in ("one", "two")]
+    for result in results:
+        write(result, NUMBERS | {"reason": "A phase."})
+    write(paths[0], NUMBERS | {"ece_final": 0.071})
     verify.main()
     assert "all numbers agree with those committed; 1 file(s) byte for byte" in (
         capsys.readouterr().out
     )
-    paths[0].write_text(json.dumps(NUMBERS | {"ece_final": 0.2}))
+    # what was measured counts, not the file that Git restores
+    write(results[0], NUMBERS | {"ece_final": 0.2})
     paths[1].unlink()
+    said = failed(capsys)
+    assert "metrics/one/v1.5/mmlu.json: ece_final is 0.2, committed is 0.07 (tolerance 0." in said
+    assert "metrics/two/v1.5/mmlu.json is committed, but metrics/two/v1.5/mmlu.json not" in said
+
+
+def write(path, numbers):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers))
+
+
+def failed(capsys):
     with pytest.raises(SystemExit) as stopped:
         verify.main()
     assert stopped.value.code == 1
-    said = capsys.readouterr().out
-    assert "metrics/one/mmlu.json: ece_final is 0.2, committed is 0.07 (tolerance 0.02)" in said
-    assert "metrics/two/mmlu.json: committed, but not there; run the study" in said
+    return capsys.readouterr().out

@@ -52,15 +52,15 @@ def test_a_stage_refuses_to_run_the_rules_of_another(study):
 
 
 def test_metrics_and_plots(study):
-    phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
+    phase = json.loads((study / f"results/embedded/lens/{PART}/phase.json").read_text())
     shown = json.loads(done_by(study, "dvc", "metrics", "show", "--json"))
-    numbers = shown[""]["data"][f"metrics/{PART}.json"]["data"]
+    numbers = shown[""]["data"][f"metrics/embedded/{PART}.json"]["data"]
     assert numbers["ece_final"] == phase["ece_final"]
     assert {"accuracy_final", "correction", "n"} < set(numbers)
     numbers["correction"] += 0.125
-    (study / f"metrics/{PART}.json").write_text(json.dumps(numbers))
+    (study / f"metrics/embedded/{PART}.json").write_text(json.dumps(numbers))
     said = done_by(study, "dvc", "metrics", "diff")
-    assert re.search(rf"metrics/{PART}\.json +correction .* 0\.125\n", said)
+    assert re.search(rf"metrics/embedded/{PART}\.json +correction .* 0\.125\n", said)
     page = Path(done_by(study, "dvc", "plots", "show").strip().splitlines()[-1][len("file://") :])
     drawn = page.read_text()
     for curve in ("accuracy", "confidence", "ece"):
@@ -72,7 +72,7 @@ def test_an_experiment_on_a_config_key(study):
     key = "config/config.yaml:steering.accuracy_margin"
     said = done_by(study, "dvc", "exp", "run", "-S", f"{key}=0.03", "steering")
     assert "Running stage 'steering'" in said and "Running stage 'lens'" not in said
-    rows = json.loads((study / f"results/steering/{PART}/summary.json").read_text())
+    rows = json.loads((study / f"results/embedded/steering/{PART}/summary.json").read_text())
     assert {row["accuracy_margin"] for row in rows["verdicts"]} == {0.03}
     config = yaml.safe_load((study / "config/config.yaml").read_text())
     assert config["steering"]["accuracy_margin"] == 0.03
@@ -111,7 +111,7 @@ def test_a_hydrated_clone_has_nothing_to_do(study, tmp_path):
     weights = (study / "tiny/model.safetensors").stat().st_size
     sizes = {path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert weights not in sizes
-    shard = f"results/extract/{PART}/residuals-1.safetensors"
+    shard = f"results/embedded/extract/{PART}/residuals-1.safetensors"
     (clone / shard).unlink()
     assert planned(clone, "extract") == {"extract_residuals": 1, "extract": 1}
     assert snakemake(clone, "extract").returncode == 0
@@ -129,14 +129,29 @@ def test_a_hydrated_clone_has_nothing_to_do(study, tmp_path):
     assert "evaluate_steering" in planned(clone)
 
 
+def test_a_clone_without_a_remote(study, tmp_path):
+    """Neither are results taken for agreeing that are not there."""
+    clone = tmp_path / "clone"
+    done_by(study, "git", "clone", "--quiet", str(study), str(clone))
+    done = make(clone, "hydrate")
+    assert done.returncode != 0
+    assert "hydrate: no remote is configured to pull results from" in done.said
+    assert "dvc remote add --default store URL" in done.said and "Traceback" not in done.said
+    done = make(clone, "verify")
+    assert done.returncode != 0
+    phase = f"results/embedded/lens/{PART}/phase.json"
+    assert f"metrics/embedded/{PART}.json is committed, but {phase} not there" in done.said
+    assert "all numbers agree" in make(study, "verify").said
+
+
 def test_results_changed_by_hand_are_not_overwritten(study, tmp_path):
     done_by(study, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
     done_by(study, "dvc", "push")
-    table = study / f"results/lens/{PART}/metrics.parquet"
+    table = study / f"results/embedded/lens/{PART}/metrics.parquet"
     table.write_bytes(b"mine")
     done = make(study, "hydrate")
     assert done.returncode != 0
-    assert "hydrate: " in done.said and "results/lens" in done.said
+    assert "hydrate: " in done.said and "results/embedded/lens" in done.said
     assert table.read_bytes() == b"mine"
 
 

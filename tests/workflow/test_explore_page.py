@@ -38,7 +38,7 @@ def page(request, browser, finished):
     opened.on("console", lambda message: said.append(message.text))
     opened.on("pageerror", lambda error: said.append(str(error)))
     opened.on("dialog", lambda dialog: said.append(dialog.message))
-    opened.goto((finished / "reports/rendered/explore.html").as_uri())
+    opened.goto((finished / "reports/rendered/embedded/explore.html").as_uri())
     opened.wait_for_selector("body[data-ready]")
     yield opened
     assert said == []
@@ -59,13 +59,13 @@ def drawn(page, chart):
 
 
 def measured(finished):
-    table = pd.read_parquet(finished / "results/lens/tiny/own/metrics.parquet")
+    table = pd.read_parquet(finished / "results/embedded/lens/tiny/own/metrics.parquet")
     table = table[(table["lens"] == "logit") & (table["group"] == "all")]
     return table[table["n_bins"].isin([0, 10])].set_index(["metric", "layer"])
 
 
 def test_it_is_one_small_file_that_fetches_nothing(finished):
-    page = finished / "reports/rendered/explore.html"
+    page = finished / "reports/rendered/embedded/explore.html"
     text = page.read_text()
     assert page.stat().st_size < 5_000_000
     assert MARKUP not in text
@@ -104,7 +104,7 @@ def test_the_slider_moves_diagram_and_numbers(page, finished):
 
 
 def test_steered_readings_are_those_of_the_sweep(page, finished):
-    sweep = pd.read_parquet(finished / "results/steering/tiny/own/sweep.parquet")
+    sweep = pd.read_parquet(finished / "results/embedded/steering/tiny/own/sweep.parquet")
     labels = page.locator("#reading option").all_inner_texts()
     assert labels[1:] == [
         "steered, read at the steered layer",
@@ -144,7 +144,7 @@ def test_search_finds_questions_and_shows_their_path(page):
 
 
 def test_a_cell_of_the_flow_lists_its_questions(page, finished):
-    options = pd.read_parquet(finished / "results/lens/tiny/own/options.parquet")
+    options = pd.read_parquet(finished / "results/embedded/lens/tiny/own/options.parquet")
     logits = options[[f"logit_{letter}" for letter in "ABCD"]].to_numpy()
     chosen = logits.argmax(1).reshape(24, -1)
     counts = np.zeros((4, 4), int)
@@ -172,7 +172,9 @@ def test_a_missing_shard_ends_in_one_clear_error(finished, tmp_path):
         "sweep": "steering/tiny/own/sweep.parquet",
         "logits": "steering/tiny/own/logits-0.safetensors",
     }
-    given = [part for name, path in files.items() for part in (f"--{name}", f"results/{path}")]
+    given = [
+        part for name, path in files.items() for part in (f"--{name}", f"results/embedded/{path}")
+    ]
     given += ["--texts", "resources/questions/own.parquet", "--out", str(tmp_path / "page.html")]
     given += ["--page", "reports/explorer/page.html", "--script", "reports/explorer/page.js"]
     stage = ["python", "-m", "layercal.stages.explore", "--pairs", "tiny/own"]

@@ -21,7 +21,7 @@ from project import call, copy_to, environment, planned, small_study, snakemake
 from layercal import weights
 
 PART = "tiny/own"
-EXTRACTED, STEERED = f"results/extract/{PART}", f"results/steering/{PART}"
+EXTRACTED, STEERED = f"results/embedded/extract/{PART}", f"results/embedded/steering/{PART}"
 pytestmark = pytest.mark.workflow
 
 # in the copy only: all that runs dies in the middle of writing the file that DIE_AT names
@@ -96,7 +96,7 @@ def finish(folder, *arguments, **variables):
 @pytest.mark.parametrize(("target", "shard"), [("extract", "residuals"), ("steering", "logits")])
 def test_killed_in_a_shard(study, finished, target, shard):
     (study / "src/sitecustomize.py").write_text(DEADLY)
-    place = study / f"results/{target}/{PART}"
+    place = study / f"results/embedded/{target}/{PART}"
     for path in [*place.glob(f"{shard}-*"), place / "summary.json"]:
         path.unlink(missing_ok=True)
     assert start(study, target, DIE_AT=f"{shard}-1").wait() == -signal.SIGKILL
@@ -112,7 +112,7 @@ def test_killed_in_a_shard(study, finished, target, shard):
 
 def test_killed_in_a_notebook(study, finished):
     (study / "src/sitecustomize.py").write_text(DEADLY)
-    page = study / "reports/rendered/tiny-own.html"
+    page = study / "reports/rendered/embedded/tiny/own.html"
     page.unlink()
     target = str(page.relative_to(study))
     assert start(study, target, DIE_AT=page.name).wait() == -signal.SIGKILL
@@ -169,7 +169,7 @@ def test_killed_in_a_conversion(tmp_path, cache):
 
 def test_two_runs_at_once(study):
     (study / f"{EXTRACTED}/residuals-1.safetensors").unlink()
-    log = study / f"logs/extract/{PART}/residuals-1.log"
+    log = study / f"logs/embedded/extract/{PART}/residuals-1.log"
     log.unlink()
     first = start(study, "extract")
     wait_for(log.exists, first)
@@ -214,7 +214,7 @@ def test_a_flipped_byte_in_the_weights_is_found_before_they_are_used(study, fini
     (study / f"{EXTRACTED}/residuals-1.safetensors").unlink()
     finish(study, "extract")
     assert model.read_bytes() == whole
-    log = (study / f"logs/extract/{PART}/residuals-1.log").read_text()
+    log = (study / f"logs/embedded/extract/{PART}/residuals-1.log").read_text()
     assert "tiny: missing or damaged, fetched again: model.safetensors" in log
     assert contents(study, "results") == contents(finished, "results")
 
@@ -254,7 +254,7 @@ def test_a_full_disk(study, finished):
 
 @needs_mount
 def test_results_that_cannot_be_written(study, finished):
-    place = study / f"results/directions/{PART}"
+    place = study / f"results/embedded/directions/{PART}"
     shutil.rmtree(place)
     with mounted(place, "ro"):
         done = snakemake(study, "directions")
@@ -262,6 +262,25 @@ def test_results_that_cannot_be_written(study, finished):
     assert "Read-only file system" in done.said and str(place.relative_to(study)) in done.said
     finish(study, "directions")
     assert contents(study, "results") == contents(finished, "results")
+
+
+def test_a_job_that_fails_leaves_the_numbers_that_git_keeps(study, finished):
+    """And what it was to make counts as missing, so that nothing old is taken for it."""
+    path = study / "config/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["calibration"]["min_group"] = 25
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    assert planned(study, "lens") == {"measure_calibration": 1, "lens": 1}
+    for _ in range(2):
+        done = snakemake(study, "lens")
+        assert done.returncode == 1
+        assert "24 questions in all, fewer than the 25" in done.said
+        assert contents(study, "metrics", "plots") == contents(finished, "metrics", "plots")
+        assert not (study / f"results/embedded/lens/{PART}/phase.json").exists()
+    config["calibration"]["min_group"] = 10
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    finish(study, "lens")
+    assert contents(study, "results", "metrics") == contents(finished, "results", "metrics")
 
 
 def test_a_model_that_yields_nan(study):
@@ -273,7 +292,7 @@ def test_a_model_that_yields_nan(study):
     save_file(tensors, path, metadata={"format": "pt"})
     for manifest in study.glob("resources/models/tiny/*"):
         manifest.unlink()
-    shutil.rmtree(study / "results/extract")
+    shutil.rmtree(study / "results/embedded/extract")
     done = snakemake(study, "extract")
     assert done.returncode == 1
     assert "the model's own logits hold NaN or Inf" in done.said
@@ -316,7 +335,7 @@ def test_a_batch_too_large_for_memory_is_halved():
 def test_a_clock_set_back(study, finished):
     """What is made at an earlier hour than what it is made from counts as made all the same."""
     year = 365 * 86400
-    for path in (study / "results/extract").rglob("*"):
+    for path in (study / "results/embedded/extract").rglob("*"):
         os.utime(path, (time.time() + year, time.time() + year))
     assert not planned(study)
     (study / f"{STEERED}/summary.json").unlink()
@@ -328,7 +347,7 @@ def test_a_clock_set_back(study, finished):
 def test_a_job_that_outlives_its_killed_run(study, finished):
     """Only Snakemake is killed: its job goes on beside that of the next run."""
     (study / f"{EXTRACTED}/residuals-1.safetensors").unlink()
-    log = study / f"logs/extract/{PART}/residuals-1.log"
+    log = study / f"logs/embedded/extract/{PART}/residuals-1.log"
     log.unlink()
     run = start(study, "extract")
     wait_for(log.exists, run)

@@ -89,14 +89,14 @@ def test_every_model_is_studied_by_category(paper, model):
     manifest = json.loads((paper / f"resources/models/{model}/manifest.json").read_text())
     registry = yaml.safe_load((paper / "config/models.yaml").read_text())
     assert manifest["source"]["hub"] == registry[model]["hub"]
-    metrics = pd.read_parquet(paper / f"results/lens/{model}/mmlu/metrics.parquet")
+    metrics = pd.read_parquet(paper / f"results/paper/lens/{model}/mmlu/metrics.parquet")
     accuracy = metrics.query("metric == 'accuracy' and lens == 'logit' and value.notna()")
     expected = {"all": 44} | {f"category:{name}": 11 for name in SUBJECTS}
     expected |= {f"subject:{name}": 11 for name in SUBJECTS.values()}
     assert accuracy.groupby("group")["n"].first().to_dict() == expected
     assert set(accuracy["layer"]) == set(range(6))
-    page = (paper / f"reports/rendered/{model}-mmlu.html").read_text()
-    phase = json.loads((paper / f"results/lens/{model}/mmlu/phase.json").read_text())
+    page = (paper / f"reports/rendered/paper/{model}/mmlu.html").read_text()
+    phase = json.loads((paper / f"results/paper/lens/{model}/mmlu/phase.json").read_text())
     assert phase["reason"] in page and manifest["source"]["hub"]["repo"] in page
     assert "Traceback" not in page
 
@@ -104,7 +104,7 @@ def test_every_model_is_studied_by_category(paper, model):
 def test_the_four_models_are_told_apart(paper):
     """Four architectures and four lenses: no two give the same logits."""
     tables = [
-        pd.read_parquet(paper / f"results/lens/{model}/mmlu/options.parquet")["logit_A"]
+        pd.read_parquet(paper / f"results/paper/lens/{model}/mmlu/options.parquet")["logit_A"]
         for model in ("phi-2", "llama-2-7b", "mistral-7b")
     ]
     for one, other in itertools.pairwise(tables):

@@ -16,7 +16,7 @@ from project import MARKUP, snakemake
 from layercal import plates
 
 pytestmark = pytest.mark.workflow
-PAGES = ["index.html", "atlas.html", "tiny-own.html"]
+PAGES = ["index.html", "atlas.html", "tiny/own.html"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def visit(browser, finished):
 
     def go(name, width=1280):
         page.set_viewport_size({"width": width, "height": 800})
-        page.goto((finished / "reports/rendered" / name).as_uri())
+        page.goto((finished / "reports/rendered/embedded" / name).as_uri())
         return page
 
     yield go
@@ -73,7 +73,7 @@ def test_pages_fit_their_window(visit, name, width):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere_and_pages_are_small(visit, finished, name):
-    path = finished / "reports/rendered" / name
+    path = finished / "reports/rendered/embedded" / name
     assert path.stat().st_size < 5e6
     page = visit(name)
     for link in page.locator("a").all():
@@ -105,15 +105,15 @@ def test_the_table_of_the_atlas_sorts(visit):
 def test_markup_is_shown_as_text(visit, finished):
     """The small study's description, licence, subjects and questions are all markup."""
     for name in PAGES:
-        assert MARKUP not in (finished / "reports/rendered" / name).read_text()
-    assert visit("tiny-own.html").inner_text("body").count(MARKUP) >= 2
+        assert MARKUP not in (finished / "reports/rendered/embedded" / name).read_text()
+    assert visit("tiny/own.html").inner_text("body").count(MARKUP) >= 2
 
 
 def test_the_report_says_how_it_was_made(finished):
-    path = finished / "results/extract/tiny/own/residuals-0.provenance.json"
+    path = finished / "results/embedded/extract/tiny/own/residuals-0.provenance.json"
     made = json.loads(path.read_text())
     assert made["dtype"] == "torch.float32" and made["settings"]["shard"] == 0
-    page = (finished / "reports/rendered/tiny-own.html").read_text()
+    page = (finished / "reports/rendered/embedded/tiny/own.html").read_text()
     assert "How this was made" in page
     for text in ("dtype: torch.float32", "seed: 0", f"torch: {made['packages']['torch']}"):
         assert text in page
@@ -121,19 +121,19 @@ def test_the_report_says_how_it_was_made(finished):
 
 
 def test_claims_have_numbers(visit, finished):
-    path = finished / "results/steering/tiny/own/summary.json"
+    path = finished / "results/embedded/steering/tiny/own/summary.json"
     claims = json.loads(path.read_text())["claims"]
-    said = visit("tiny-own.html").inner_text("body")
+    said = visit("tiny/own.html").inner_text("body")
     for claim in claims:
         assert claim["claim"] in said and claim["measure"] in said
         assert claim["n"] == 24 and claim["outcome"] in said
         assert claim["outcome"] == "not applicable" or claim["evidence"] in said
-    latex = (finished / "reports/rendered/tiny-own/figures/claims.tex").read_text()
+    latex = (finished / "reports/rendered/embedded/tiny/figures/own/claims.tex").read_text()
     assert latex.count(r"\\") == len(claims) + 1 and r"\toprule" in latex
 
 
 def test_figures_in_notebooks_are_described(finished):
-    notebook = nbformat.read(finished / "reports/rendered/tiny-own.ipynb", 4)
+    notebook = nbformat.read(finished / "reports/rendered/embedded/tiny/own.ipynb", 4)
     shown = "".join(
         str(out.get("data", "")) for c in notebook.cells for out in c.get("outputs", [])
     )
@@ -142,23 +142,44 @@ def test_figures_in_notebooks_are_described(finished):
 
 
 def test_every_figure_is_kept_for_papers(finished):
-    folder = finished / "reports/rendered/tiny-own/figures"
+    folder = finished / "reports/rendered/embedded/tiny/figures/own"
     for name in plates.PLATES:
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(folder / f"{name}.csv"))
-    metrics = pd.read_parquet(finished / "results/lens/tiny/own/metrics.parquet")
+    metrics = pd.read_parquet(finished / "results/embedded/lens/tiny/own/metrics.parquet")
     rows = metrics.query("metric == 'ece' and n_bins == 10 and group == 'all' and lens == 'logit'")
     kept = pd.read_csv(folder / "layer-curves.csv").query("metric == 'ece'")
     assert kept["value"].tolist() == pytest.approx(rows["value"].tolist())
 
 
-def test_snakemakes_own_report(study):
-    for name in ("report.zip", "report.html"):
-        done = snakemake(study, "--report", name)
+def links(page):
+    """What a page leads to and shows, apart from places on the page itself."""
+    text = re.sub(r"<script\b.*?</script>", "", page.read_text(), flags=re.S)
+    found = re.findall(r'<(?:a|img)\b[^>]*? (?:href|src)="([^"]+)"', text)
+    return {one.partition("#")[0] for one in found if not one.startswith(("#", "data:"))}
+
+
+def test_snakemakes_own_report(study, tmp_path):
+    """Pages in the bundle lie to each other as they do in the study, so that links work."""
+    for arguments in (("bundle",), ("bundle", "--report", "report.zip"), ("--report", "one.html")):
+        done = snakemake(study, *arguments)
         assert done.returncode == 0, done.said
     with zipfile.ZipFile(study / "report.zip") as bundle:
-        page = "".join(bundle.read(n).decode() for n in bundle.namelist() if n.endswith(".html"))
-        held = {one.rpartition("/")[2] for one in bundle.namelist()}
-    assert {"atlas.html", "workflow.png", "tiny-own.html", "tiny-own.png"} <= held
-    for text in ("Overview", "Layer curves", "side by side on relative depth"):
-        assert text in page
+        bundle.extractall(tmp_path)
+    entry = tmp_path / "report/report.html"
+    (index,) = tmp_path.glob("report/data/raw/*/index.html")
+    assert str(index.relative_to(entry.parent)) in entry.read_text()
+    for text in ("Pages", "Overview", "Layer curves", "leads to the atlas"):
+        assert text in entry.read_text()
+    pages = {one.relative_to(index.parent) for one in index.parent.rglob("*.html")}
+    assert set(map(str, pages)) == {*PAGES, "explore.html"}
+    reached = set()
+    for page in (index.parent / one for one in pages):
+        for link in links(page):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+            reached.add((page.parent / link).resolve())
+    assert {page.resolve() for page in index.parent.rglob("*.html")} <= reached
+    assert (index.parent / "tiny/figures/own/layer-curves.pdf").resolve() in reached
+    # what the report holds beside the folder of pages has no links that could die
+    others = [one for one in tmp_path.glob("report/data/raw/*/*") if one.parent != index.parent]
+    assert {one.name for one in others} == {"own.png", "workflow.png"}

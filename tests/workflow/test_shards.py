@@ -5,22 +5,32 @@ import yaml
 from project import small_study, snakemake
 from test_faults import contents
 
-PLACES = ("results/lens", "results/directions", "results/steering", "metrics", "plots")
+PLACES = (
+    "results/embedded/lens",
+    "results/embedded/directions",
+    "results/embedded/steering",
+    "metrics",
+    "plots",
+)
 pytestmark = pytest.mark.workflow
 
 
 def test_one_shard_and_eight_give_the_same_tables(tmp_path):
     """Byte for byte."""
-    study = small_study(tmp_path / "study", shards=1, batch_tokens=300)
+    study = small_study(tmp_path / "study", batch_tokens=300)
     path, found = study / "config/config.yaml", []
-    for shards in (1, 8):
+    for shards in (8, 1):
         config = yaml.safe_load(path.read_text())
         config["extract"]["shards"] = shards
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         done = snakemake(study, "steering")
         assert done.returncode == 0, done.said
+        # and none is left of another cut
+        for kind, place in (("residuals", "extract"), ("logits", "steering")):
+            names = {path.name for path in study.glob(f"results/*/{place}/tiny/own/{kind}-*")}
+            ends = ("safetensors", "provenance.json")
+            assert names == {f"{kind}-{n}.{end}" for n in range(shards) for end in ends}
         tables = contents(study, *PLACES)
         found.append({name: one for name, one in tables.items() if "logits-" not in name.name})
-    assert (study / "results/extract/tiny/own/residuals-7.safetensors").exists()
     assert {name for name in found[0] if found[0][name] != found[1].get(name)} == set()
     assert found[0].keys() == found[1].keys() and len(found[0]) > 10

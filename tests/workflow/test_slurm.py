@@ -77,7 +77,7 @@ def test_whole_study(cluster, through_slurm, finished, tmp_path):
 
 
 def test_a_cancelled_job_is_tried_again_with_more(cluster, through_slurm, study, finished):
-    without(study, f"results/extract/{PART}/residuals-1.safetensors")
+    without(study, f"results/embedded/extract/{PART}/residuals-1.safetensors")
     run = start(study, "extract", *QUICK, **through_slurm)
     (number,) = wait_until(lambda: running(cluster, "extract_residuals"))
     cluster.ask("scancel", number)
@@ -90,7 +90,7 @@ def test_a_cancelled_job_is_tried_again_with_more(cluster, through_slurm, study,
 
 
 def test_a_controller_that_restarts_loses_nothing(cluster, through_slurm, study, finished):
-    without(study, f"results/extract/{PART}/residuals-1.safetensors")
+    without(study, f"results/embedded/extract/{PART}/residuals-1.safetensors")
     run = start(study, "extract", *QUICK, **through_slurm)
     wait_until(lambda: running(cluster, "extract_residuals"))
     cluster.stop("slurmctld")
@@ -102,7 +102,10 @@ def test_a_controller_that_restarts_loses_nothing(cluster, through_slurm, study,
 
 
 def test_several_shards_in_one_job(cluster, through_slurm, study, finished):
-    without(study, *(f"results/extract/{PART}/residuals-{shard}.safetensors" for shard in (0, 1)))
+    without(
+        study,
+        *(f"results/embedded/extract/{PART}/residuals-{shard}.safetensors" for shard in (0, 1)),
+    )
     before = len(cluster.jobs())
     groups = ("--groups", "extract_residuals=shards", "--group-components", "shards=2")
     cores = ("--cores", str(os.cpu_count()))

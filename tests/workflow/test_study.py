@@ -45,12 +45,12 @@ def study(tmp_path_factory):
 
 
 def test_artefacts(study):
-    prompts = pd.read_parquet(study / f"results/extract/{PART}/prompts.parquet")
-    options = pd.read_parquet(study / f"results/lens/{PART}/options.parquet")
-    metrics = pd.read_parquet(study / f"results/lens/{PART}/metrics.parquet")
-    phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
+    prompts = pd.read_parquet(study / f"results/embedded/extract/{PART}/prompts.parquet")
+    options = pd.read_parquet(study / f"results/embedded/lens/{PART}/options.parquet")
+    metrics = pd.read_parquet(study / f"results/embedded/lens/{PART}/metrics.parquet")
+    phase = json.loads((study / f"results/embedded/lens/{PART}/phase.json").read_text())
     shards = [
-        load_file(study / f"results/steering/{PART}/logits-{shard}.safetensors")
+        load_file(study / f"results/embedded/steering/{PART}/logits-{shard}.safetensors")
         for shard in range(3)
     ]
     layers = 31  # 30 blocks
@@ -84,15 +84,15 @@ def test_artefacts(study):
 
 
 def test_reports(study):
-    page = (study / f"reports/rendered/{MODEL}-{QUESTIONS}.html").read_text()
-    phase = json.loads((study / f"results/lens/{PART}/phase.json").read_text())
+    page = (study / f"reports/rendered/embedded/{PART}.html").read_text()
+    phase = json.loads((study / f"results/embedded/lens/{PART}/phase.json").read_text())
     assert phase["reason"] in page
     assert len(re.findall(r'<img alt="[^"]+" src="data:image/png', page)) >= 12
     assert "No category holds enough questions" in page
     assert "Traceback" not in page
-    index = (study / "reports/rendered/index.html").read_text()
+    index = (study / "reports/rendered/embedded/index.html").read_text()
     for link in re.findall(r'(?:href|src)="([^"]+)"', index):
-        assert (study / "reports/rendered" / link).exists(), link
+        assert (study / "reports/rendered/embedded" / link).exists(), link
     notebook = (study / "reports/notebooks/report.ipynb").read_text()
     assert all(not cell.get("outputs") for cell in json.loads(notebook)["cells"])
 
@@ -105,7 +105,7 @@ def test_a_touched_file_reruns_nothing(study):
     for path in (
         "src/layercal/model.py",
         "config/config.yaml",
-        f"results/extract/{PART}/prompts.parquet",
+        f"results/embedded/extract/{PART}/prompts.parquet",
     ):
         (study / path).touch()
     assert not planned(study)
@@ -136,14 +136,14 @@ def test_only_steering_depends_on_steering(study, path, old, new):
 
 
 def test_new_alphas_give_new_results_and_the_old_come_back(study):
-    files = [*study.glob("results/**/*"), *study.glob("reports/rendered/*")]
+    files = [*study.glob("results/**/*"), *study.glob("reports/rendered/**/*")]
     first = {path: path.read_bytes() for path in files if path.is_file()}
-    residuals = study / f"results/extract/{PART}/residuals-0.safetensors"
+    residuals = study / f"results/embedded/extract/{PART}/residuals-0.safetensors"
     made = residuals.stat().st_mtime_ns
     with changed(study, "config/config.yaml", "  - 1.5\n  - 2\n", ""):
         done = snakemake(study)
         assert done.returncode == 0, done.said
-        sweep = pd.read_parquet(study / f"results/steering/{PART}/sweep.parquet")
+        sweep = pd.read_parquet(study / f"results/embedded/steering/{PART}/sweep.parquet")
         assert sweep["alpha"].max() == 1
     assert snakemake(study).returncode == 0
     assert [str(path) for path in first if path.read_bytes() != first[path]] == []
@@ -151,7 +151,7 @@ def test_new_alphas_give_new_results_and_the_old_come_back(study):
 
 
 def test_targets(study):
-    phase = f"results/lens/{PART}/phase.json"
+    phase = f"results/embedded/lens/{PART}/phase.json"
     again = planned(study, "lens", "--forcerun", "measure_calibration")
     assert again == {"measure_calibration": 1, "lens": 1}
     assert planned(study, phase, "--force") == {"measure_calibration": 1}
@@ -159,7 +159,7 @@ def test_targets(study):
     asked = snakemake(study, "extract", "-np", "--forcerun", "tokenize_prompts", "--config", both)
     shots = re.findall(r"questions/(\S+)\.parquet --prompt hendrycks --shots (\d)", asked.said)
     assert dict(shots) == {"mmlu-dev": "0", "mmlu-dev-4shot": "4"}
-    limited = planned(study, "extract", "--config", "limit=20")
+    limited = planned(study, "extract", "--config", "study=quick", "limit=30")
     assert limited == {"tokenize_prompts": 1, "extract_residuals": 3, "extract": 1}
 
 
@@ -185,7 +185,7 @@ def test_bad_questions_end_before_the_model_is_touched(study):
         done = snakemake(study, "--config", "questions=[own]")
     assert done.returncode == 1
     assert "row 1: option D is empty; answer is 'E'" in done.said
-    assert not (study / f"results/extract/{MODEL}/own").exists()
+    assert not (study / f"results/embedded/extract/{MODEL}/own").exists()
 
 
 def test_dvc_after_snakemake_recomputes_nothing(study):
@@ -221,6 +221,6 @@ def test_dvc_after_snakemake_recomputes_nothing(study):
         assert done.returncode == 0, done.said
         assert "Running stage 'steering'" in done.said
         assert "Running stage 'lens'" not in done.said
-        summary = json.loads((study / f"results/steering/{PART}/summary.json").read_text())
+        summary = json.loads((study / f"results/embedded/steering/{PART}/summary.json").read_text())
         assert {row["accuracy_margin"] for row in summary["verdicts"]} == {0.03}
         assert call(study, "dvc", "status", "--quiet", "steering").returncode == 0

@@ -1,13 +1,13 @@
-# REQUIRED INPUTS: results/extract/{model}/{questions}/, results/lens/{model}/{questions}/,
+# REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, .../lens/{model}/{questions}/,
 #                  resources/models/{model}/
-# OUTPUTS: results/directions/{model}/{questions}/directions.safetensors, directions.parquet,
-#          dimensions.parquet, nullspace.parquet, neurons.parquet
+# OUTPUTS: results/{study}/directions/{model}/{questions}/directions.safetensors,
+#          directions.parquet, dimensions.parquet, nullspace.parquet, neurons.parquet
 
 
 rule directions:
     input:
         expand(
-            "results/directions/{model}/{questions}/{table}.parquet",
+            "<results>/directions/{model}/{questions}/{table}.parquet",
             model=config["models"],
             questions=config["questions"],
             table=["directions", "nullspace"],
@@ -17,17 +17,17 @@ rule directions:
 rule fit_directions:
     input:
         manifest="resources/models/{model}/manifest.json",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         residuals=expand(
-            "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        options="results/lens/{model}/{questions}/options.parquet",
-        phase="results/lens/{model}/{questions}/phase.json",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
         source_prompts=lambda wildcards: expand(
-            "results/extract/{pair}/prompts.parquet", pair=transfer_sources(wildcards)
+            "<results>/extract/{pair}/prompts.parquet", pair=transfer_sources(wildcards)
         ),
         source_residuals=lambda wildcards: expand(
-            "results/extract/{pair}/residuals-{shard}.safetensors",
+            "<results>/extract/{pair}/residuals-{shard}.safetensors",
             pair=transfer_sources(wildcards),
             shard=SHARDS,
         ),
@@ -49,13 +49,13 @@ rule fit_directions:
             ],
         ),
     output:
-        vectors="results/directions/{model}/{questions}/directions.safetensors",
-        table="results/directions/{model}/{questions}/directions.parquet",
-        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
+        vectors="<results>/directions/{model}/{questions}/directions.safetensors",
+        table="<results>/directions/{model}/{questions}/directions.parquet",
+        dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
     log:
-        "logs/directions/{model}/{questions}.log",
+        "<logs>/directions/{model}/{questions}/directions.log",
     benchmark:
-        "logs/benchmarks/directions/{model}/{questions}.tsv"
+        "<benchmarks>/directions/{model}/{questions}/directions.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: workflow.cores
@@ -102,9 +102,9 @@ rule fit_directions:
 rule analyse_null_space:
     input:
         manifest="resources/models/{model}/manifest.json",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         residuals=expand(
-            "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
         code=expand(
             "src/layercal/{module}.py",
@@ -121,12 +121,12 @@ rule analyse_null_space:
             ],
         ),
     output:
-        shares="results/directions/{model}/{questions}/nullspace.parquet",
-        neurons="results/directions/{model}/{questions}/neurons.parquet",
+        shares="<results>/directions/{model}/{questions}/nullspace.parquet",
+        neurons="<results>/directions/{model}/{questions}/neurons.parquet",
     log:
-        "logs/directions/{model}/{questions}.nullspace.log",
+        "<logs>/directions/{model}/{questions}/nullspace.log",
     benchmark:
-        "logs/benchmarks/directions/{model}/{questions}.nullspace.tsv"
+        "<benchmarks>/directions/{model}/{questions}/nullspace.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: workflow.cores

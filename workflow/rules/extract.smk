@@ -1,11 +1,12 @@
 # REQUIRED INPUTS: resources/models/{model}/, resources/questions/{questions}.parquet
-# OUTPUTS: results/extract/{model}/{questions}/prompts.parquet and residuals-{shard}.safetensors
+# OUTPUTS: results/{study}/extract/{model}/{questions}/prompts.parquet,
+#          residuals-{shard}.safetensors
 
 
 rule extract:
     input:
         expand(
-            "results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+            "<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
             model=config["models"],
             questions=config["questions"],
             shard=SHARDS,
@@ -30,11 +31,11 @@ rule tokenize_prompts:
             ],
         ),
     output:
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
     log:
-        "logs/extract/{model}/{questions}/prompts.log",
+        "<logs>/extract/{model}/{questions}/prompts.log",
     benchmark:
-        "logs/benchmarks/extract/{model}/{questions}/prompts.tsv"
+        "<benchmarks>/extract/{model}/{questions}/prompts.tsv"
     priority: 10
     conda:
         "../../envs/cpu.yaml"
@@ -49,6 +50,10 @@ rule tokenize_prompts:
         limit="" if config["limit"] is None else f"--limit {config['limit']}",
         shards=config["extract"]["shards"],
         seed=config["seed"],
+        # only checked: a function of the input is no reason to run again where it changes
+        least=lambda wildcards, input: (
+            f"--folds {config['folds']} --min-group {config['calibration']['min_group']}"
+        ),
     message:
         "Tokenizing {wildcards.questions} for {wildcards.model}"
     shell:
@@ -56,13 +61,14 @@ rule tokenize_prompts:
         " --questions {input.questions} --prompt {params.prompt:q}"
         " --shots {params.shots}"
         " --option-order {params.option_order} {params.limit}"
-        " --shards {params.shards} --seed {params.seed} --out {output.prompts} --log {log}"
+        " --shards {params.shards} --seed {params.seed} {params.least}"
+        " --out {output.prompts} --log {log}"
 
 
 rule extract_residuals:
     input:
         manifest="resources/models/{model}/manifest.json",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -76,11 +82,11 @@ rule extract_residuals:
             ],
         ),
     output:
-        residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+        residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
     log:
-        "logs/extract/{model}/{questions}/residuals-{shard}.log",
+        "<logs>/extract/{model}/{questions}/residuals-{shard}.log",
     benchmark:
-        "logs/benchmarks/extract/{model}/{questions}/residuals-{shard}.tsv"
+        "<benchmarks>/extract/{model}/{questions}/residuals-{shard}.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: workflow.cores

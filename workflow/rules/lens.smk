@@ -1,13 +1,13 @@
-# REQUIRED INPUTS: results/extract/{model}/{questions}/, resources/models/{model}/
-# OUTPUTS: results/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json; metrics/{model}/{questions}.json and
-#          plots/{model}/{questions}.csv, the headline numbers and layer curves that Git keeps
+# REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
+# OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
+#          metrics.parquet, phase.json; metrics/{study}/{model}/{questions}.json and
+#          plots/{study}/{model}/{questions}.csv, the headline numbers and layer curves that Git keeps
 
 
 rule lens:
     input:
         expand(
-            "results/lens/{model}/{questions}/{file}",
+            "<results>/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
             file=["options.parquet", "phase.json"],
@@ -17,9 +17,9 @@ rule lens:
 rule read_lens:
     input:
         manifest="resources/models/{model}/manifest.json",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         residuals=expand(
-            "results/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
         code=expand(
             "src/layercal/{module}.py",
@@ -34,12 +34,12 @@ rule read_lens:
             ],
         ),
     output:
-        options="results/lens/{model}/{questions}/options.parquet",
-        tuned="results/lens/{model}/{questions}/tuned.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        tuned="<results>/lens/{model}/{questions}/tuned.parquet",
     log:
-        "logs/lens/{model}/{questions}/options.log",
+        "<logs>/lens/{model}/{questions}/options.log",
     benchmark:
-        "logs/benchmarks/lens/{model}/{questions}/options.tsv"
+        "<benchmarks>/lens/{model}/{questions}/options.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: workflow.cores
@@ -64,9 +64,9 @@ rule read_lens:
 
 rule measure_calibration:
     input:
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
-        options="results/lens/{model}/{questions}/options.parquet",
-        tuned="results/lens/{model}/{questions}/tuned.parquet",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        tuned="<results>/lens/{model}/{questions}/tuned.parquet",
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -80,14 +80,15 @@ rule measure_calibration:
             ],
         ),
     output:
-        metrics="results/lens/{model}/{questions}/metrics.parquet",
-        phase="results/lens/{model}/{questions}/phase.json",
-        numbers="metrics/{model}/{questions}.json",
-        curves="plots/{model}/{questions}.csv",
+        metrics="<results>/lens/{model}/{questions}/metrics.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
+        # kept in Git: a job that fails leaves them as they were
+        numbers=update("<metrics>/{model}/{questions}.json"),
+        curves=update("<plots>/{model}/{questions}.csv"),
     log:
-        "logs/lens/{model}/{questions}/metrics.log",
+        "<logs>/lens/{model}/{questions}/metrics.log",
     benchmark:
-        "logs/benchmarks/lens/{model}/{questions}/metrics.tsv"
+        "<benchmarks>/lens/{model}/{questions}/metrics.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 2

@@ -1,8 +1,9 @@
-# REQUIRED INPUTS: results/extract, results/lens, results/directions, results/steering,
-#                  resources/, reports/notebooks/
-# OUTPUTS: reports/rendered/{model}-{questions}.html (and .ipynb, .png),
-#          {model}-{questions}/figures/ (each figure as PDF and CSV, claims.tex),
-#          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html
+# REQUIRED INPUTS: results/{study}/ extract, lens, directions and steering, resources/,
+#                  reports/notebooks/
+# OUTPUTS: reports/rendered/{study}/{model}/{questions}.html (and .ipynb, .png),
+#          {model}/figures/{questions}/ (each figure as PDF and CSV, claims.tex),
+#          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html;
+#          reports/bundles/{study}/, a copy of all that for snakemake --report
 
 # of every report; src/layercal/plates.py draws them
 FIGURES = [
@@ -29,22 +30,32 @@ FIGURES = [
 
 rule reports:
     input:
-        "reports/rendered/index.html",
-        "reports/rendered/explore.html",
+        expand(
+            "<reports>/{model}/{questions}.{kind}",
+            model=config["models"],
+            questions=config["questions"],
+            kind=["html", "png"],
+        ),
+        # these show the whole study: a run of some of its models leaves them as they are
+        (
+            ["<reports>/index.html", "<reports>/explore.html"]
+            if all(set(OWN[key]) <= set(config[key]) for key in ("models", "questions"))
+            else []
+        ),
 
 
 rule draw_figures:
     input:
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
-        options="results/lens/{model}/{questions}/options.parquet",
-        metrics="results/lens/{model}/{questions}/metrics.parquet",
-        phase="results/lens/{model}/{questions}/phase.json",
-        directions="results/directions/{model}/{questions}/directions.parquet",
-        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
-        nullspace="results/directions/{model}/{questions}/nullspace.parquet",
-        neurons="results/directions/{model}/{questions}/neurons.parquet",
-        sweep="results/steering/{model}/{questions}/sweep.parquet",
-        summary="results/steering/{model}/{questions}/summary.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        metrics="<results>/lens/{model}/{questions}/metrics.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
+        directions="<results>/directions/{model}/{questions}/directions.parquet",
+        dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
+        nullspace="<results>/directions/{model}/{questions}/nullspace.parquet",
+        neurons="<results>/directions/{model}/{questions}/neurons.parquet",
+        sweep="<results>/steering/{model}/{questions}/sweep.parquet",
+        summary="<results>/steering/{model}/{questions}/summary.json",
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -60,18 +71,18 @@ rule draw_figures:
         ),
     output:
         png=report(
-            "reports/rendered/{model}-{questions}.png",
+            "<reports>/{model}/{questions}.png",
             caption="../report/curves.rst",
             category="Layer curves",
             labels={"model": "{model}", "questions": "{questions}"},
         ),
-        pdfs=expand("reports/rendered/{{model}}-{{questions}}/figures/{figure}.pdf", figure=FIGURES),
-        csvs=expand("reports/rendered/{{model}}-{{questions}}/figures/{figure}.csv", figure=FIGURES),
-        claims="reports/rendered/{model}-{questions}/figures/claims.tex",
+        pdfs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.pdf", figure=FIGURES),
+        csvs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.csv", figure=FIGURES),
+        claims="<reports>/{model}/figures/{questions}/claims.tex",
     log:
-        "logs/reports/{model}-{questions}.figure.log",
+        "<logs>/reports/{model}/{questions}/figures.log",
     benchmark:
-        "logs/benchmarks/reports/{model}-{questions}.figure.tsv"
+        "<benchmarks>/reports/{model}/{questions}/figures.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1
@@ -85,6 +96,7 @@ rule draw_figures:
         " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
         " --dimensions {input.dimensions} --nullspace {input.nullspace}"
         " --neurons {input.neurons} --sweep {input.sweep} --summary {input.summary}"
+        " --title '{wildcards.model} on {wildcards.questions}'"
         " --png {output.png} --pdfs {output.pdfs} --csvs {output.csvs} --claims {output.claims}"
         " --log {log}"
 
@@ -94,16 +106,16 @@ rule render_report:
         notebook="reports/notebooks/report.ipynb",
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
-        options="results/lens/{model}/{questions}/options.parquet",
-        metrics="results/lens/{model}/{questions}/metrics.parquet",
-        phase="results/lens/{model}/{questions}/phase.json",
-        directions="results/directions/{model}/{questions}/directions.parquet",
-        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
-        nullspace="results/directions/{model}/{questions}/nullspace.parquet",
-        neurons="results/directions/{model}/{questions}/neurons.parquet",
-        sweep="results/steering/{model}/{questions}/sweep.parquet",
-        summary="results/steering/{model}/{questions}/summary.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        metrics="<results>/lens/{model}/{questions}/metrics.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
+        directions="<results>/directions/{model}/{questions}/directions.parquet",
+        dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
+        nullspace="<results>/directions/{model}/{questions}/nullspace.parquet",
+        neurons="<results>/directions/{model}/{questions}/neurons.parquet",
+        sweep="<results>/steering/{model}/{questions}/sweep.parquet",
+        summary="<results>/steering/{model}/{questions}/summary.json",
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -120,17 +132,12 @@ rule render_report:
             ],
         ),
     output:
-        notebook="reports/rendered/{model}-{questions}.ipynb",
-        html=report(
-            "reports/rendered/{model}-{questions}.html",
-            caption="../report/report.rst",
-            category="Reports",
-            labels={"model": "{model}", "questions": "{questions}"},
-        ),
+        notebook="<reports>/{model}/{questions}.ipynb",
+        html="<reports>/{model}/{questions}.html",
     log:
-        "logs/reports/{model}-{questions}.log",
+        "<logs>/reports/{model}/{questions}/report.log",
     benchmark:
-        "logs/benchmarks/reports/{model}-{questions}.tsv"
+        "<benchmarks>/reports/{model}/{questions}/report.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1
@@ -152,33 +159,31 @@ rule render_report:
 rule render_atlas:
     input:
         metrics=expand(
-            "results/lens/{model}/{questions}/metrics.parquet",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/lens/{model}/{questions}/metrics.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         phases=expand(
-            "results/lens/{model}/{questions}/phase.json",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         summaries=expand(
-            "results/steering/{model}/{questions}/summary.json",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/steering/{model}/{questions}/summary.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         code=expand(
             "src/layercal/{module}.py", module=["figures", "pages", "sources", "stages/atlas"]
         ),
     output:
-        html=report(
-            "reports/rendered/atlas.html", caption="../report/atlas.rst", category="Overview"
-        ),
-        pdf="reports/rendered/atlas.pdf",
-        csv="reports/rendered/atlas.csv",
+        html="<reports>/atlas.html",
+        pdf="<reports>/atlas.pdf",
+        csv="<reports>/atlas.csv",
     log:
-        "logs/reports/atlas.log",
+        "<logs>/reports/atlas.log",
     benchmark:
-        "logs/benchmarks/reports/atlas.tsv"
+        "<benchmarks>/reports/atlas.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1
@@ -186,11 +191,11 @@ rule render_atlas:
         mem_mb=2000,
         runtime=10,
     params:
-        reports=expand("{model}-{questions}", model=config["models"], questions=config["questions"]),
+        pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the atlas of all models and question sets"
     shell:
-        "python -m layercal.stages.atlas --reports {params.reports} --metrics {input.metrics}"
+        "python -m layercal.stages.atlas --pairs {params.pairs} --metrics {input.metrics}"
         " --phases {input.phases} --summaries {input.summaries} --out {output.html}"
         " --pdf {output.pdf} --csv {output.csv} --log {log}"
 
@@ -206,14 +211,12 @@ rule draw_workflow:
         ],
         code=expand("src/layercal/{module}.py", module=["figures", "stages/rulegraph"]),
     output:
-        png=report(
-            "reports/rendered/workflow.png", caption="../report/rules.rst", category="Overview"
-        ),
-        pdf="reports/rendered/workflow.pdf",
+        png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),
+        pdf="<reports>/workflow.pdf",
     log:
-        "logs/reports/workflow.log",
+        "<logs>/reports/workflow.log",
     benchmark:
-        "logs/benchmarks/reports/workflow.tsv"
+        "<benchmarks>/reports/workflow.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1
@@ -230,41 +233,41 @@ rule draw_workflow:
 rule render_index:
     input:
         html=expand(
-            "reports/rendered/{model}-{questions}.html",
-            model=config["models"],
-            questions=config["questions"],
+            "<reports>/{model}/{questions}.html",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         figures=expand(
-            "reports/rendered/{model}-{questions}.png",
-            model=config["models"],
-            questions=config["questions"],
+            "<reports>/{model}/{questions}.png",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         phases=expand(
-            "results/lens/{model}/{questions}/phase.json",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
-        atlas="reports/rendered/atlas.html",
-        workflow="reports/rendered/workflow.png",
+        atlas="<reports>/atlas.html",
+        workflow="<reports>/workflow.png",
         code=expand("src/layercal/{module}.py", module=["pages", "sources", "stages/index"]),
     output:
-        html=report(
-            "reports/rendered/index.html", caption="../report/index.rst", category="Overview"
-        ),
+        html="<reports>/index.html",
     log:
-        "logs/reports/index.log",
+        "<logs>/reports/index.log",
     benchmark:
-        "logs/benchmarks/reports/index.tsv"
+        "<benchmarks>/reports/index.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the index of reports"
     shell:
-        "python -m layercal.stages.index --reports {input.html} --phases {input.phases}"
+        "python -m layercal.stages.index --pairs {params.pairs} --phases {input.phases}"
         " --out {output.html} --log {log}"
 
 
@@ -272,41 +275,41 @@ rule render_explorer:
     input:
         page="reports/explorer/page.html",
         script="reports/explorer/page.js",
-        texts=expand("resources/questions/{questions}.parquet", questions=config["questions"]),
+        texts=expand("resources/questions/{questions}.parquet", questions=OWN["questions"]),
         prompts=expand(
-            "results/extract/{model}/{questions}/prompts.parquet",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/extract/{model}/{questions}/prompts.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         options=expand(
-            "results/lens/{model}/{questions}/options.parquet",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/lens/{model}/{questions}/options.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         metrics=expand(
-            "results/lens/{model}/{questions}/metrics.parquet",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/lens/{model}/{questions}/metrics.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         phase=expand(
-            "results/lens/{model}/{questions}/phase.json",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         directions=expand(
-            "results/directions/{model}/{questions}/directions.safetensors",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/directions/{model}/{questions}/directions.safetensors",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         sweep=expand(
-            "results/steering/{model}/{questions}/sweep.parquet",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/steering/{model}/{questions}/sweep.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
         ),
         logits=expand(
-            "results/steering/{model}/{questions}/logits-{shard}.safetensors",
-            model=config["models"],
-            questions=config["questions"],
+            "<results>/steering/{model}/{questions}/logits-{shard}.safetensors",
+            model=OWN["models"],
+            questions=OWN["questions"],
             shard=SHARDS,
         ),
         code=expand(
@@ -325,15 +328,11 @@ rule render_explorer:
             ],
         ),
     output:
-        html=report(
-            "reports/rendered/explore.html",
-            caption="../report/explore.rst",
-            category="Reports",
-        ),
+        html="<reports>/explore.html",
     log:
-        "logs/reports/explore.log",
+        "<logs>/reports/explore.log",
     benchmark:
-        "logs/benchmarks/reports/explore.tsv"
+        "<benchmarks>/reports/explore.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1
@@ -341,7 +340,7 @@ rule render_explorer:
         mem_mb=4000,
         runtime=10,
     params:
-        pairs=expand("{model}/{questions}", model=config["models"], questions=config["questions"]),
+        pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the interactive page"
     shell:
@@ -350,3 +349,32 @@ rule render_explorer:
         " --directions {input.directions} --sweep {input.sweep} --logits {input.logits}"
         " --texts {input.texts} --page {input.page} --script {input.script}"
         " --out {output.html} --log {log}"
+
+
+# Snakemake's report keeps what lies in one folder together, and so the pages' links alive
+rule bundle:
+    input:
+        rules.reports.input,
+        index="<reports>/index.html",
+        explorer="<reports>/explore.html",
+    output:
+        report(
+            directory("<bundles>"),
+            htmlindex="index.html",
+            caption="../report/index.rst",
+            category="Pages",
+        ),
+    log:
+        "<logs>/reports/bundle.log",
+    benchmark:
+        "<benchmarks>/reports/bundle.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Gathering all pages for snakemake --report"
+    shell:
+        "(mkdir -p {output} && cp -R $(dirname {input.index})/. {output}) 2> {log}"

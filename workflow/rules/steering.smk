@@ -1,13 +1,13 @@
-# REQUIRED INPUTS: results/extract, results/lens, results/directions of {model}/{questions},
+# REQUIRED INPUTS: results/{study}/ extract, lens and directions of {model}/{questions},
 #                  resources/models/{model}/
-# OUTPUTS: results/steering/{model}/{questions}/logits-{shard}.safetensors, sweep.parquet,
+# OUTPUTS: results/{study}/steering/{model}/{questions}/logits-{shard}.safetensors, sweep.parquet,
 #          summary.json
 
 
 rule steering:
     input:
         expand(
-            "results/steering/{model}/{questions}/summary.json",
+            "<results>/steering/{model}/{questions}/summary.json",
             model=config["models"],
             questions=config["questions"],
         ),
@@ -16,8 +16,8 @@ rule steering:
 rule steer_prompts:
     input:
         manifest="resources/models/{model}/manifest.json",
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
-        directions="results/directions/{model}/{questions}/directions.safetensors",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        directions="<results>/directions/{model}/{questions}/directions.safetensors",
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -31,11 +31,11 @@ rule steer_prompts:
             ],
         ),
     output:
-        logits="results/steering/{model}/{questions}/logits-{shard}.safetensors",
+        logits="<results>/steering/{model}/{questions}/logits-{shard}.safetensors",
     log:
-        "logs/steering/{model}/{questions}/logits-{shard}.log",
+        "<logs>/steering/{model}/{questions}/logits-{shard}.log",
     benchmark:
-        "logs/benchmarks/steering/{model}/{questions}/logits-{shard}.tsv"
+        "<benchmarks>/steering/{model}/{questions}/logits-{shard}.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: workflow.cores
@@ -62,12 +62,12 @@ rule steer_prompts:
 
 rule evaluate_steering:
     input:
-        prompts="results/extract/{model}/{questions}/prompts.parquet",
-        directions="results/directions/{model}/{questions}/directions.safetensors",
-        dimensions="results/directions/{model}/{questions}/dimensions.parquet",
-        phase="results/lens/{model}/{questions}/phase.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        directions="<results>/directions/{model}/{questions}/directions.safetensors",
+        dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
         logits=expand(
-            "results/steering/{{model}}/{{questions}}/logits-{shard}.safetensors", shard=SHARDS
+            "<results>/steering/{{model}}/{{questions}}/logits-{shard}.safetensors", shard=SHARDS
         ),
         code=expand(
             "src/layercal/{module}.py",
@@ -93,12 +93,12 @@ rule evaluate_steering:
             ],
         ),
     output:
-        sweep="results/steering/{model}/{questions}/sweep.parquet",
-        summary="results/steering/{model}/{questions}/summary.json",
+        sweep="<results>/steering/{model}/{questions}/sweep.parquet",
+        summary="<results>/steering/{model}/{questions}/summary.json",
     log:
-        "logs/steering/{model}/{questions}/sweep.log",
+        "<logs>/steering/{model}/{questions}/sweep.log",
     benchmark:
-        "logs/benchmarks/steering/{model}/{questions}/sweep.tsv"
+        "<benchmarks>/steering/{model}/{questions}/sweep.tsv"
     conda:
         "../../envs/cpu.yaml"
     threads: 1

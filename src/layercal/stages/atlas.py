@@ -60,7 +60,7 @@ tr.reported { background: #f2f2f2; font-style: italic }
 def main() -> None:
     """Run the stage."""
     made = stages.parser("atlas", __doc__)
-    made.add_argument("--reports", nargs="+", required=True, help="{model}-{questions} of each")
+    made.add_argument("--pairs", nargs="+", required=True, help="model/questions of each")
     made.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.parquet")
     made.add_argument("--phases", type=Path, nargs="+", required=True, help="phase.json")
     made.add_argument("--summaries", type=Path, nargs="+", required=True, help="summary.json")
@@ -76,18 +76,18 @@ def stage(args) -> None:
         [json.loads(path.read_text()) for path in paths] for paths in (args.phases, args.summaries)
     )
     metrics = [pd.read_parquet(path) for path in args.metrics]
-    parts = [curves(*one) for one in zip(args.reports, metrics, phases, strict=True)]
+    parts = [curves(*one) for one in zip(args.pairs, metrics, phases, strict=True)]
     shown = pd.concat([*parts, reported()], ignore_index=True)
     drawn = figures.atlas(shown[shown["reported"].isna()], shown[shown["reported"].notna()])
     drawn.savefig(args.pdf, metadata={"CreationDate": None})
-    rows = [row(*one) for one in zip(args.reports, parts, phases, summaries, strict=True)]
+    rows = [row(*one) for one in zip(args.pairs, parts, phases, summaries, strict=True)]
     links = f'<a href="{args.pdf.name}">PDF</a>, <a href="{args.csv.name}">data (CSV)</a>'
     body = (
-        f"{LOOK}{INTRO}{pages.image(drawn, _alt(args.reports, phases), links)}{NOTE}"
+        f"{LOOK}{INTRO}{pages.image(drawn, _alt(args.pairs, phases), links)}{NOTE}"
         f'<h2 id="numbers">Numbers</h2><p>A click on a heading sorts by it.</p>'
         f"{sortable([*rows, reported_row()])}"
         f'<h2 id="claims">The paper\'s claims</h2><p>With the number that each rests on and its '
-        f"95 % interval; the reports say more.</p>{claims(args.reports, summaries)}{SORT}"
+        f"95 % interval; the reports say more.</p>{claims(args.pairs, summaries)}{SORT}"
     )
     sources.write_atomically(args.csv, shown.to_csv(index=False))
     sources.write_atomically(args.out, pages.page("Atlas: calibration over depth", body))

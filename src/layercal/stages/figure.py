@@ -10,6 +10,7 @@ def main() -> None:
     made = stages.parser("figure", __doc__)
     for table in plates.TABLES:
         made.add_argument(f"--{table}", type=Path, required=True)
+    made.add_argument("--title", required=True, help="of the layer curves")
     made.add_argument("--png", type=Path, required=True, help="the layer curves, to write")
     made.add_argument("--pdfs", type=Path, nargs="+", required=True, help="{figure}.pdf, to write")
     made.add_argument("--csvs", type=Path, nargs="+", required=True, help="{figure}.csv, to write")
@@ -24,7 +25,7 @@ def stage(args) -> None:
         plate = plates.draw(pdf.stem, tables)
         plate.figure.savefig(pdf, metadata={"CreationDate": None})
         sources.write_atomically(csv, plate.data.to_csv(index=False))
-    figures.layer_curves(tables.metrics, tables.phase, args.png.stem).savefig(args.png)
+    figures.layer_curves(tables.metrics, tables.phase, args.title).savefig(args.png)
     sources.write_atomically(args.claims, latex(tables.summary))
 
 

@@ -13,9 +13,11 @@ correction phase exists when the model answers above chance and its calibration 
 accuracy has settled, both beyond their 95 % intervals.</p>
 <p><a href="atlas.html">Atlas</a>: all models side by side.
 <a href="explore.html">Explore the layers</a>: slide over them, and follow each question.</p>
-{% for name, found in reports %}
+{% for model, questions, found in reports %}
+{% set page = model ~ "/" ~ questions %}
+{% set name = model ~ " on " ~ questions %}
 <section>
-<h2><a href="{{ name }}.html">{{ name }}</a></h2>
+<h2><a href="{{ page }}.html">{{ name }}</a></h2>
 <p>{{ found.reason }}</p>
 <table>
 <tr><th>Correction phase</th><td>{{ "exists" if found.exists else "not claimed" }}</td></tr>
@@ -25,11 +27,11 @@ accuracy has settled, both beyond their 95 % intervals.</p>
 <tr><th>ECE at the final layer ({{ found.final_layer }})</th>
     <td>{{ "%.3f" | format(found.ece_final) }}</td></tr>
 </table>
-<p class="scroll"><a href="{{ name }}.html"><img src="{{ name }}.png"
+<p class="scroll"><a href="{{ page }}.html"><img src="{{ page }}.png"
   alt="Accuracy, confidence and ECE of {{ name }} over its layers"></a></p>
-<p><a href="{{ name }}.html">Report</a> · <a href="{{ name }}.ipynb">notebook</a> ·
-<a href="{{ name }}/figures/layer-curves.pdf">figure as PDF</a> ·
-<a href="{{ name }}/figures/claims.tex">claims as LaTeX</a></p>
+<p><a href="{{ page }}.html">Report</a> · <a href="{{ page }}.ipynb">notebook</a> ·
+<a href="{{ model }}/figures/{{ questions }}/layer-curves.pdf">figure as PDF</a> ·
+<a href="{{ model }}/figures/{{ questions }}/claims.tex">claims as LaTeX</a></p>
 </section>
 {% endfor %}
 <section>
@@ -43,7 +45,7 @@ accuracy has settled, both beyond their 95 % intervals.</p>
 def main() -> None:
     """Run the stage."""
     made = stages.parser("index", __doc__)
-    made.add_argument("--reports", type=Path, nargs="+", required=True, help="rendered reports")
+    made.add_argument("--pairs", nargs="+", required=True, help="model/questions of each report")
     made.add_argument("--phases", type=Path, nargs="+", required=True, help="phase.json of each")
     made.add_argument("--out", type=Path, required=True)
     stages.run(stage, made)
@@ -52,8 +54,8 @@ def main() -> None:
 def stage(args) -> None:
     """Write the page; names and texts are escaped."""
     reports = [
-        (report.stem, json.loads(path.read_text()))
-        for report, path in zip(args.reports, args.phases, strict=True)
+        (*pair.split("/"), json.loads(path.read_text()))
+        for pair, path in zip(args.pairs, args.phases, strict=True)
     ]
     template = jinja2.Environment(autoescape=True).from_string(BODY)
     page = pages.page("Calibration over layers", template.render(reports=reports))

@@ -32,6 +32,8 @@ def main() -> None:
     made.add_argument("--option-order", choices=["as-is", "cyclic"], default="as-is")
     made.add_argument("--limit", type=int, default=None, help="questions to keep; all if left out")
     made.add_argument("--shards", type=int, default=1)
+    made.add_argument("--folds", type=int, default=1, help="checked: there are as many questions")
+    made.add_argument("--min-group", type=int, default=1, help="checked: there are as many")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, required=True, help="prompts.parquet to write")
     stages.run(stage, made)
@@ -47,6 +49,7 @@ def stage(args) -> None:
             f"{args.questions}: {len(rows)} question(s) cannot be cut into {args.shards} shards; "
             "lower extract: shards in the config"
         )
+    _check_number(args, rows)
     stages.restore(args.manifest)
     tokenizer = loading.tokenizer(args.manifest.parent, stages.trusted(args.manifest))
     template = prompts.template(args.prompt, tokenizer)
@@ -73,6 +76,7 @@ def stage(args) -> None:
         option_ids=option_ids,
     )
     sources.write_atomically(args.out, written.to_parquet(index=False))
+    sources.keep_shards(args.out.parent, "residuals", args.shards)
     stages.log.info(
         "%d prompts, %d tokens, options %s",
         len(shown),
@@ -85,6 +89,21 @@ def stage(args) -> None:
     few = sum(len(some) < args.shots for some in shots)
     if few:
         stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
+
+
+def _check_number(args, rows: list[dict]) -> None:
+    """Refuse now what later stages could not do, before any long work."""
+    clusters = len({row["cluster"] for row in rows})
+    if clusters < args.folds:
+        raise InputError(
+            f"{args.questions}: {clusters} question(s), copies and translations aside, cannot be "
+            f"split into {args.folds} folds; lower folds in the config or study more questions"
+        )
+    if len(rows) < args.min_group:
+        raise InputError(
+            f"{args.questions}: {len(rows)} question(s) are fewer than the {args.min_group} that "
+            "calibration: min_group asks for; lower it in the config or study more questions"
+        )
 
 
 def _check_fit(

@@ -65,6 +65,7 @@ def stage(args) -> None:
     }
     sources.write_atomically(args.out, evaluation.dose_response(sweep).to_parquet(index=False))
     sources.write_atomically(args.summary, json.dumps(summary, indent=2) + "\n")
+    sources.keep_shards(args.logits[0].parent, "logits", len(args.logits))
     for claim in summary["claims"]:
         stages.log.info("%(claim)s: %(outcome)s. %(evidence)s", claim)
 
