@@ -4,30 +4,39 @@ import os
 import time
 from pathlib import Path
 
-import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
-from layercal import InputError
-from layercal.config import check, check_registry
+from layercal import InputError, local
+from layercal.command import UntilInterrupted
+from layercal.config import as_meant, check, check_registry
+from layercal.registry import read, read_yaml
 
 min_version("9.0")
 # else Python visits all objects of a large plan over and over while it is made: a third of the time
 gc.disable()
+logger.addFilter(UntilInterrupted())
 
 
 configfile: "config/config.yaml"
 
 
-MODELS = yaml.safe_load(Path("config/models.yaml").read_text())
-QUESTIONS = yaml.safe_load(Path("config/questions.yaml").read_text())
-SCHEMA = yaml.safe_load(Path("workflow/schemas/config.schema.yaml").read_text())
-MODELS_SCHEMA = yaml.safe_load(Path("workflow/schemas/models.schema.yaml").read_text())
-QUESTIONS_SCHEMA = yaml.safe_load(Path("workflow/schemas/questions.schema.yaml").read_text())
+SCHEMA = read_yaml(Path("workflow/schemas/config.schema.yaml"))
+MODELS_SCHEMA = read_yaml(Path("workflow/schemas/models.schema.yaml"))
+QUESTIONS_SCHEMA = read_yaml(Path("workflow/schemas/questions.schema.yaml"))
 try:
+    for path in workflow.configfiles:
+        read_yaml(Path(path))
+    MODELS = read(Path("config/models.yaml"))
+    QUESTIONS = read(Path("config/questions.yaml"))
     check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)
     check_registry("config/questions.yaml", QUESTIONS, QUESTIONS_SCHEMA)
+    config.update(as_meant(config, SCHEMA))
     check(config, SCHEMA, MODELS, QUESTIONS)
+    local.check(config, MODELS, QUESTIONS)
+    if "DVC_STAGE" in os.environ:
+        local.check_dependencies(local.dependencies(config, MODELS, QUESTIONS))
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -85,4 +94,4 @@ include: "workflow/rules/reports.smk"
 rule all:
     default_target: True
     input:
-        rules.reports.input,
+        *map(made, ["fetch", "extract", "lens", "directions", "steering", "reports"]),

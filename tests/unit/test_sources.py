@@ -125,7 +125,7 @@ def test_unknown_registry_entry(tmp_path):
     registry = tmp_path / "models.yaml"
     registry.write_text("one: {}\ntwo: {}\n")
     with pytest.raises(InputError, match=r"no entry 'three' \(known: one, two\)"):
-        sources.registry_entry(registry, "three")
+        registry.entry_of(registry, "three")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,4 +1,22 @@
-# What rules ask of the config and the registries.
+# What rules ask of the config, the registries and each other.
+
+from snakemake.io import strip_wildcard_constraints
+
+
+def made(phase):
+    """All files that a phase makes, so that one that is missing is made again."""
+    return lambda wildcards: [
+        file
+        for rule in workflow.rules
+        if Path(rule.snakefile).stem == phase
+        for pattern in rule.output
+        for file in expand(
+            strip_wildcard_constraints(pattern),
+            model=config["models"],
+            questions=config["questions"],
+            shard=SHARDS,
+        )
+    ]
 
 
 def asked(key):

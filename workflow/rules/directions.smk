@@ -6,12 +6,7 @@
 
 rule directions:
     input:
-        expand(
-            "results/directions/{model}/{questions}/{table}.parquet",
-            model=config["models"],
-            questions=config["questions"],
-            table=["directions", "nullspace"],
-        ),
+        made("directions"),
 
 
 rule fit_directions:

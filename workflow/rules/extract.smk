@@ -4,12 +4,7 @@
 
 rule extract:
     input:
-        expand(
-            "results/extract/{model}/{questions}/residuals-{shard}.safetensors",
-            model=config["models"],
-            questions=config["questions"],
-            shard=SHARDS,
-        ),
+        made("extract"),
 
 
 rule tokenize_prompts:

@@ -5,16 +5,22 @@
 
 rule fetch:
     input:
-        expand("resources/models/{model}/manifest.json", model=config["models"]),
-        expand("resources/questions/{questions}.parquet", questions=config["questions"]),
+        made("fetch"),
 
 
 rule fetch_questions:
     input:
-        own=lambda wildcards: QUESTIONS[wildcards.questions].get("file", []),
+        own=lambda wildcards: local.question_inputs(QUESTIONS[wildcards.questions]),
         code=expand(
             "src/layercal/{module}.py",
-            module=["hub", "question_sources", "questions", "sources", "stages/fetch_questions"],
+            module=[
+                "hub",
+                "question_sources",
+                "questions",
+                "registry",
+                "sources",
+                "stages/fetch_questions",
+            ],
         ),
     output:
         table="resources/questions/{questions}.parquet",
@@ -42,9 +48,10 @@ rule fetch_questions:
 
 rule fetch_model:
     input:
+        own=lambda wildcards: local.model_inputs(wildcards.model, MODELS[wildcards.model]),
         code=expand(
             "src/layercal/{module}.py",
-            module=["hub", "sources", "weights", "stages/fetch_model"],
+            module=["hub", "registry", "sources", "weights", "stages/fetch_model"],
         ),
     output:
         manifest="resources/models/{model}/manifest.json",

@@ -6,12 +6,7 @@
 
 rule lens:
     input:
-        expand(
-            "results/lens/{model}/{questions}/{file}",
-            model=config["models"],
-            questions=config["questions"],
-            file=["options.parquet", "phase.json"],
-        ),
+        made("lens"),
 
 
 rule read_lens:

@@ -29,8 +29,7 @@ FIGURES = [
 
 rule reports:
     input:
-        "reports/rendered/index.html",
-        "reports/rendered/explore.html",
+        made("reports"),
 
 
 rule draw_figures:

@@ -6,11 +6,7 @@
 
 rule steering:
     input:
-        expand(
-            "results/steering/{model}/{questions}/summary.json",
-            model=config["models"],
-            questions=config["questions"],
-        ),
+        made("steering"),
 
 
 rule steer_prompts:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import question_sources, questions, sources, stages
+from layercal import question_sources, questions, registry, sources, stages
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Read, check and write the table, and the list of what was left out."""
-    entry = sources.registry_entry(args.registry, args.questions)
+    entry = registry.entry_of(args.registry, args.questions)
     rows, rejected = question_sources.read(args.questions, entry)
     table = questions.to_table(rows)
     sources.write_atomically(args.out, table.to_pandas().to_parquet(index=False))
