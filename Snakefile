@@ -94,4 +94,5 @@ include: "workflow/rules/reports.smk"
 rule all:
     default_target: True
     input:
-        *map(made, ["fetch", "extract", "lens", "directions", "steering", "reports"]),
+        rules.reports.input,
+        *map(deleted, ["fetch", "extract", "lens", "directions", "steering"]),

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,8 @@ from layercal.sources import alternatives, write_atomically
 KINDS = ("folder", "gguf", "csv_folder", "file")
 MODELS = Path("resources/models")
 REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
+# a tokenizer has one of these, unless it is the model's own code
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 # behind each line of dvc.yaml that is not the project's but the study's
 MARK = "  # named by the config"
 
@@ -115,8 +118,12 @@ def _parts(source: dict) -> list[Path]:
 def _model_files(path: Path, source: dict) -> list[str]:
     from layercal.weights import model_files  # which takes a while to import
 
-    names = (each.name for each in path.iterdir() if each.is_file())
-    return model_files(names, str(path), source.get("trust_remote_code", False))
+    names = [each.name for each in path.iterdir() if each.is_file()]
+    trusted = source.get("trust_remote_code", False)
+    files = model_files(names, str(path), trusted)
+    if not trusted and not any(fnmatch(name, each) for name in names for each in TOKENIZERS):
+        raise InputError(f"{path}: expected a tokenizer, one of {', '.join(TOKENIZERS)}")
+    return files
 
 
 def _problems(entry: dict) -> list[str]:
@@ -157,7 +164,8 @@ def _kept(name: str, entry: dict) -> Path | None:
 
 def _templates(config: dict, questions: dict) -> Iterator[str]:
     """Jinja files that the config and its question sets name."""
-    chosen = {questions[name].get("prompt", config["prompt"]): name for name in config["questions"]}
+    _, sets = named(config)
+    chosen = dict.fromkeys(questions[name].get("prompt", config["prompt"]) for name in sets)
     return (prompt for prompt in chosen if prompt.endswith(".j2"))
 
 

@@ -44,8 +44,6 @@ FILES = (
     "*.model",
     "*.tiktoken",
 )
-# of these a tokenizer has one, unless it is the model's own code
-TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 # room needed per byte of a quantised GGUF for its bfloat16 form
@@ -241,7 +239,7 @@ def model_files(names: Iterable[str], where: str, with_code: bool = False) -> li
     Raises
     ------
     InputError
-        If there is no config, no safetensors or no tokenizer.
+        If there is no config or there are no safetensors.
     """
     names = sorted(name for name in names if "/" not in name)
     weights = [name for name in names if name == "model.safetensors"]
@@ -254,10 +252,6 @@ def model_files(names: Iterable[str], where: str, with_code: bool = False) -> li
             f"{where}: expected config.json and the weights as model.safetensors, or all of "
             f"model-*-of-*.safetensors with {INDEX} (models saved as pickle are not read); found "
             f"{', '.join(names) or 'no file'}"
-        )
-    if not with_code and not any(fnmatch(name, each) for name in names for each in TOKENIZERS):
-        raise InputError(
-            f"{where}: expected a tokenizer ({', '.join(TOKENIZERS)}); found {', '.join(names)}"
         )
     patterns = (*FILES, "*.py") if with_code else FILES
     return weights + [name for name in names if any(fnmatch(name, each) for each in patterns)]

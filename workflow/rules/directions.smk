@@ -6,7 +6,13 @@
 
 rule directions:
     input:
-        made("directions"),
+        expand(
+            "results/directions/{model}/{questions}/{table}.parquet",
+            model=config["models"],
+            questions=config["questions"],
+            table=["directions", "nullspace"],
+        ),
+        deleted("directions"),
 
 
 rule fit_directions:

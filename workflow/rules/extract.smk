@@ -4,7 +4,13 @@
 
 rule extract:
     input:
-        made("extract"),
+        expand(
+            "results/extract/{model}/{questions}/residuals-{shard}.safetensors",
+            model=config["models"],
+            questions=config["questions"],
+            shard=SHARDS,
+        ),
+        deleted("extract"),
 
 
 rule tokenize_prompts:

@@ -5,7 +5,9 @@
 
 rule fetch:
     input:
-        made("fetch"),
+        expand("resources/models/{model}/manifest.json", model=config["models"]),
+        expand("resources/questions/{questions}.parquet", questions=config["questions"]),
+        deleted("fetch"),
 
 
 rule fetch_questions:

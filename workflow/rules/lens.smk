@@ -6,7 +6,13 @@
 
 rule lens:
     input:
-        made("lens"),
+        expand(
+            "results/lens/{model}/{questions}/{file}",
+            model=config["models"],
+            questions=config["questions"],
+            file=["options.parquet", "phase.json"],
+        ),
+        deleted("lens"),
 
 
 rule read_lens:

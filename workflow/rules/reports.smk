@@ -4,6 +4,8 @@
 #          {model}-{questions}/figures/ (each figure as PDF and CSV, claims.tex),
 #          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html
 
+PAGES = ["index.html", "explore.html", "atlas.html", "atlas.pdf", "atlas.csv"]
+PAGES += ["workflow.png", "workflow.pdf"]
 # of every report; src/layercal/plates.py draws them
 FIGURES = [
     "layer-curves",
@@ -29,7 +31,13 @@ FIGURES = [
 
 rule reports:
     input:
-        made("reports"),
+        expand(
+            "reports/rendered/{model}-{questions}.html",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        expand("reports/rendered/{page}", page=PAGES),
+        deleted("reports"),
 
 
 rule draw_figures:

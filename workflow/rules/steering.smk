@@ -6,7 +6,12 @@
 
 rule steering:
     input:
-        made("steering"),
+        expand(
+            "results/steering/{model}/{questions}/summary.json",
+            model=config["models"],
+            questions=config["questions"],
+        ),
+        deleted("steering"),
 
 
 rule steer_prompts:
