@@ -19,6 +19,7 @@ study: $(READY)
 # pulled files are older or newer than each other at random: without the touch all would run again
 hydrate: $(READY)
 	@dvc pull || { echo "hydrate: the results could not be pulled; see above. Nothing was marked as finished."; exit 1; }
+	@python -m layercal.local # a clone need not have the folders that its models came from
 	@dvc status --quiet || { dvc status; echo "hydrate: the files above are not what dvc.lock says, so nothing was marked as finished. Undo their change (git restore, dvc checkout), or run what they change: make study"; exit 1; }
 	snakemake --touch --forceall --quiet all
 

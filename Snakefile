@@ -26,8 +26,6 @@ SCHEMA = read_yaml(Path("workflow/schemas/config.schema.yaml"))
 MODELS_SCHEMA = read_yaml(Path("workflow/schemas/models.schema.yaml"))
 QUESTIONS_SCHEMA = read_yaml(Path("workflow/schemas/questions.schema.yaml"))
 try:
-    for path in workflow.configfiles:
-        read_yaml(Path(path))
     MODELS = read(Path("config/models.yaml"))
     QUESTIONS = read(Path("config/questions.yaml"))
     check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)

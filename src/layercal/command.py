@@ -10,12 +10,13 @@ from pathlib import Path
 from layercal import InputError
 from layercal.registry import read_yaml
 
+DEFAULTS = Path("config/config.yaml")
 OPTIONS = ("--configfile", "--configfiles")
 INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from there"
 
 
 def check(arguments: Sequence[str]) -> None:
-    """See that what Snakemake would read as config files are some, before it reads them.
+    """See that what Snakemake would read as config files are some, and are sound YAML.
 
     ``--configfile`` takes every word up to the next option, targets too.
 
@@ -38,8 +39,9 @@ def check(arguments: Sequence[str]) -> None:
             f"--configfile takes every word behind it, {', '.join(targets)} too; targets go before "
             f"it: snakemake {' '.join(targets)} --configfile {files}"
         )
-    for name in taken:
-        read_yaml(Path(name))
+    own = [DEFAULTS] if DEFAULTS.exists() else []
+    for path in [*own, *map(Path, taken)]:
+        read_yaml(path)
 
 
 def _config_files(arguments: Sequence[str]) -> list[str]:
