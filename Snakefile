@@ -5,39 +5,46 @@ import re
 import time
 from pathlib import Path
 
-import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
-from layercal import InputError, study
-from layercal.config import check, check_names, check_registry
+from layercal import InputError, local, study
+from layercal.command import UntilInterrupted
+from layercal.config import as_meant, check, check_names, check_registry
+from layercal.registry import read, read_yaml
 
 min_version("9.14")
 # else Python visits all objects of a large plan over and over while it is made: a third of the time
 gc.disable()
+logger.addFilter(UntilInterrupted())
 
 
 configfile: "config/config.yaml"
 
 
-MODELS = yaml.safe_load(Path("config/models.yaml").read_text())
-QUESTIONS = yaml.safe_load(Path("config/questions.yaml").read_text())
-SCHEMA = yaml.safe_load(Path("workflow/schemas/config.schema.yaml").read_text())
-MODELS_SCHEMA = yaml.safe_load(Path("workflow/schemas/models.schema.yaml").read_text())
-QUESTIONS_SCHEMA = yaml.safe_load(Path("workflow/schemas/questions.schema.yaml").read_text())
+SCHEMA = read_yaml(Path("workflow/schemas/config.schema.yaml"))
+MODELS_SCHEMA = read_yaml(Path("workflow/schemas/models.schema.yaml"))
+QUESTIONS_SCHEMA = read_yaml(Path("workflow/schemas/questions.schema.yaml"))
 # of the study: its config files, and what the command line says beside them
 FILES, GIVEN = workflow.overwrite_configfiles, workflow.config_settings.config
-OWN = study.own_config(FILES)
-config["study"] = GIVEN.get("study", OWN["study"])
-if config["study"] != OWN["study"]:
-    OWN = config
 try:
+    MODELS = read(Path("config/models.yaml"))
+    QUESTIONS = read(Path("config/questions.yaml"))
     check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)
     check_registry("config/questions.yaml", QUESTIONS, QUESTIONS_SCHEMA)
+    OWN = study.own_config(FILES)
+    config["study"] = GIVEN.get("study", OWN["study"])
+    if config["study"] != OWN["study"]:
+        OWN = config
     check_names(models=MODELS, questions=QUESTIONS, study=[config["study"]])
+    config.update(as_meant(config, SCHEMA))
     check(config, SCHEMA, MODELS, QUESTIONS)
     check(OWN, SCHEMA, MODELS, QUESTIONS)
     study.check(config, FILES, GIVEN)
+    local.check(config, MODELS, QUESTIONS)
+    if "DVC_STAGE" in os.environ:
+        local.check_dependencies(local.dependencies(config, MODELS, QUESTIONS))
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -108,3 +115,4 @@ rule all:
     default_target: True
     input:
         rules.reports.input,
+        *map(deleted, ["fetch", "extract", "lens", "directions", "steering"]),

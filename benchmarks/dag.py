@@ -28,6 +28,10 @@ def make_study(folder: Path, models: int, questions: int, shards: int) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
     (folder / "own.csv").write_text("question,A,B,C,D,answer\n")
+    for model in range(models):
+        (folder / f"model-{model}").mkdir()
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            (folder / f"model-{model}" / name).write_text(f"{model}")
     config = yaml.safe_load((folder / "config/config.yaml").read_text())
     config["models"] = [f"model-{i}" for i in range(models)]
     config["questions"] = [f"set-{i}" for i in range(questions)]

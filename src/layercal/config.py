@@ -15,11 +15,45 @@ import jsonschema
 import yaml
 
 from layercal import InputError
+from layercal.registry import expand_home
 from layercal.sources import alternatives
 
 LONGEST_NAME = 100
 # what stands beside folders of these names has one of them
 SUFFIXES = (".html", ".ipynb", ".png", ".pdf", ".csv", ".json", ".parquet", ".yaml", ".log", ".tsv")
+
+
+def as_meant(config: dict, schema: dict) -> dict:
+    """Return a config with numbers, booleans and null for text where the schema has no text.
+
+    Snakemake hands on what stands inside of ``--config 'phase={tolerance: 0.05}'`` as text. What
+    cannot be read so stays, for :func:`check` to name. ``~`` in the path of a prompt is the home.
+    """
+    found = _as_meant(config, schema)
+    return {**found, "prompt": expand_home(found["prompt"])} if "prompt" in found else found
+
+
+def _as_meant(value, schema: dict):
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        return {key: _as_meant(each, known.get(key, {})) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_meant(each, schema.get("items", {})) for each in value]
+    types = schema.get("type", "string")
+    types = [types] if isinstance(types, str) else types
+    if not isinstance(value, str) or "string" in types:
+        return value
+    read = _parsed(value)
+    is_type = jsonschema.Draft202012Validator(schema).is_type
+    return read if any(is_type(read, kind) for kind in types) else value
+
+
+def _parsed(text: str):
+    """The number, boolean or null that a text spells, in any case; else the text."""
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
 
 
 def check(config: dict, schema: dict, models: dict, questions: dict) -> None:

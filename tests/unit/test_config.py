@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT
 
 from layercal import InputError, plates, question_sources
+from layercal import config as config_module
 from layercal.config import check, check_names, check_registry, key_tables
 
 SOURCE = ROOT / "src/layercal"
@@ -34,6 +35,17 @@ FIXED = [
         "config/questions.yaml",
     )
 ]
+
+
+def with_value(path, value):
+    """The embedded config with one value changed."""
+    config = copy.deepcopy(CONFIG)
+    *parents, key = path.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    return config
 
 
 def test_embedded_config_is_valid():
@@ -76,12 +88,7 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
     ],
 )
 def test_bad_config_is_named(path, value, message):
-    config = copy.deepcopy(CONFIG)
-    *parents, key = path.split(".")
-    place = config
-    for parent in parents:
-        place = place[parent]
-    place[key] = value
+    config = with_value(path, value)
     with pytest.raises(InputError) as error:
         check(config, *FIXED)
     assert message in str(error.value)
@@ -94,6 +101,50 @@ def test_all_faults_are_named_at_once():
         check(config, *FIXED)
     for part in ("seed: -1", "prompt: 'x'", "'phase' is a required property"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "meant"),
+    [
+        ("phase.tolerance", "0.05", 0.05),
+        ("phase.tolerance", "1e-3", 0.001),
+        ("extract.shards", "2", 2),
+        ("limit", "null", None),
+        ("limit", "40", 40),
+        ("directions.transfer.categories", "False", False),
+        ("directions.transfer.categories", "true", True),
+        ("steering.alphas", ["0", "-1", "0.5"], [0, -1, 0.5]),
+        ("calibration.n_bins", ["10"], [10]),
+    ],
+)
+def test_text_for_a_number_is_taken_as_meant(path, text, meant):
+    """Snakemake hands on what stands inside of --config 'phase={tolerance: 0.05}' as text."""
+    config = config_module.as_meant(with_value(path, text), FIXED[0])
+    assert config == with_value(path, meant)
+    check(config, *FIXED)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("phase.tolerance", "small", "phase.tolerance: found 'small'; expected number"),
+        ("extract.shards", "0.5", "extract.shards: found '0.5'; expected integer"),
+        ("extract.shards", "true", "extract.shards: found 'true'; expected integer"),
+        ("phase.tolerance", "nan", "phase.tolerance: found 'nan'; expected number"),
+    ],
+)
+def test_text_that_is_no_such_number_is_named_as_it_was_given(path, text, message):
+    config = config_module.as_meant(with_value(path, text), FIXED[0])
+    with pytest.raises(InputError) as error:
+        check(config, *FIXED)
+    assert message in str(error.value)
+
+
+def test_text_stays_where_the_schema_takes_text(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = {**CONFIG, "models": ["007"], "prompt": "~/mine.j2", "extract": None}
+    meant = config_module.as_meant(config, FIXED[0])
+    assert meant == {**config, "prompt": "/home/me/mine.j2"}
 
 
 MODELS_SCHEMA = read("workflow/schemas/models.schema.yaml")

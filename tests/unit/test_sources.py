@@ -121,13 +121,6 @@ def test_every_registered_wheel_is_pinned():
     assert all(len(line.split("--hash=sha256:")[1]) == 64 for line in lines)
 
 
-def test_unknown_registry_entry(tmp_path):
-    registry = tmp_path / "models.yaml"
-    registry.write_text("one: {}\ntwo: {}\n")
-    with pytest.raises(InputError, match=r"no entry 'three' \(known: one, two\)"):
-        sources.registry_entry(registry, "three")
-
-
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "table"
     sources.write_atomically(path, "old")

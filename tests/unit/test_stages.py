@@ -3,6 +3,8 @@
 import importlib
 import json
 import logging
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -44,10 +46,35 @@ def test_bad_input_is_one_message(monkeypatch, tmp_path):
 
 def test_unexpected_errors_are_told_apart(monkeypatch, tmp_path):
     log = tmp_path / "stage.log"
-    registry = tmp_path / "none.yaml"
+    registry = tmp_path / "models.yaml"
+    registry.write_text("x: no entry\n")  # which the workflow refuses before any job
     arguments = ["--model", "x", "--registry", registry, "--manifest", tmp_path / "m", "--log", log]
     assert run("fetch_model", monkeypatch, *arguments) == 2
     assert log.read_text().startswith("unexpected error:\nTraceback")
+
+
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [
+        (INTERRUPT, None),
+        (
+            f"stages.run(lambda args: {INTERRUPT}, stages.parser('x', ''))",
+            "interrupted\n",
+        ),
+    ],
+    ids=["while libraries are imported", "in a stage"],
+)
+def test_an_interrupt_needs_no_traceback(tmp_path, code, logged):
+    code = f"import os, signal; from layercal import stages; {code}"
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", code, "--log", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout + done.stderr == ""
+    assert (log.read_text() if log.exists() else None) == logged
 
 
 @pytest.fixture

@@ -1,4 +1,36 @@
-# What rules ask of the config and the registries.
+# What rules ask of the config, the registries and each other.
+
+from snakemake.io import strip_wildcard_constraints
+
+
+def outputs(patterns):
+    """Files of this study, a tuple a job, that a rule with these outputs makes."""
+    asked_for = {"model": config["models"], "questions": config["questions"], "shard": SHARDS}
+    plain = map(strip_wildcard_constraints, patterns)
+    return zip(*(expand(pattern, **asked_for) for pattern in plain))
+
+
+def deleted(phase):
+    """What is missing of finished jobs: without it no job would ask for what stands between others.
+
+    Of the files that show the whole study, rule reports asks for each by name.
+    """
+
+    def files(wildcards):
+        finished = any(
+            os.path.exists(page) for (page,) in outputs([rules.render_report.output.html])
+        )
+        own = [rule for rule in workflow.rules if Path(rule.snakefile).stem == phase]
+        made = [job for rule in own if rule.wildcard_names for job in outputs(rule.output)]
+        return [
+            file
+            for job in made
+            if finished or any(map(os.path.exists, job))
+            for file in job
+            if not os.path.exists(file)
+        ]
+
+    return files
 
 
 def asked(key):

@@ -12,6 +12,7 @@ rule directions:
             questions=config["questions"],
             table=["directions", "nullspace"],
         ),
+        deleted("directions"),
 
 
 rule fit_directions:

@@ -11,6 +11,7 @@ rule extract:
             questions=config["questions"],
             shard=SHARDS,
         ),
+        deleted("extract"),
 
 
 rule tokenize_prompts:

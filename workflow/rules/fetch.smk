@@ -7,11 +7,12 @@ rule fetch:
     input:
         expand("resources/models/{model}/manifest.json", model=config["models"]),
         expand("resources/questions/{questions}.parquet", questions=config["questions"]),
+        deleted("fetch"),
 
 
 rule fetch_questions:
     input:
-        own=lambda wildcards: QUESTIONS[wildcards.questions].get("file", []),
+        own=lambda wildcards: local.question_inputs(QUESTIONS[wildcards.questions]),
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -19,6 +20,7 @@ rule fetch_questions:
                 "question_files",
                 "question_sources",
                 "questions",
+                "registry",
                 "rotation",
                 "sources",
                 "stages/fetch_questions",
@@ -50,6 +52,7 @@ rule fetch_questions:
 
 rule fetch_model:
     input:
+        own=lambda wildcards: local.model_inputs(wildcards.model, MODELS[wildcards.model]),
         code=expand(
             "src/layercal/{module}.py",
             module=[
@@ -57,6 +60,7 @@ rule fetch_model:
                 "loading",
                 "model",
                 "proof",
+                "registry",
                 "sources",
                 "structure",
                 "weights",

@@ -12,6 +12,7 @@ rule lens:
             questions=config["questions"],
             file=["options.parquet", "phase.json"],
         ),
+        deleted("lens"),
 
 
 rule read_lens:

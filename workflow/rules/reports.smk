@@ -5,6 +5,8 @@
 #          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html;
 #          reports/bundles/{study}/, a copy of all that for snakemake --report
 
+PAGES = ["index.html", "explore.html", "atlas.html", "atlas.pdf", "atlas.csv"]
+PAGES += ["workflow.png", "workflow.pdf"]
 # of every report; src/layercal/plates.py draws them
 FIGURES = [
     "layer-curves",
@@ -37,11 +39,15 @@ rule reports:
             kind=["html", "png"],
         ),
         # these show the whole study: a run of some of its models leaves them as they are
-        (
-            ["<reports>/index.html", "<reports>/explore.html"]
-            if all(set(OWN[key]) <= set(config[key]) for key in ("models", "questions"))
-            else []
+        expand(
+            "<reports>/{page}",
+            page=(
+                PAGES
+                if all(set(OWN[key]) <= set(config[key]) for key in ("models", "questions"))
+                else []
+            ),
         ),
+        deleted("reports"),
 
 
 rule draw_figures:

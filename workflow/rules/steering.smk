@@ -11,6 +11,7 @@ rule steering:
             model=config["models"],
             questions=config["questions"],
         ),
+        deleted("steering"),
 
 
 rule steer_prompts:

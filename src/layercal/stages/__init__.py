@@ -23,6 +23,15 @@ if not sys.stderr.isatty():  # progress bars, those of libraries too, are for te
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 log = logging.getLogger("layercal")
+
+
+def _but_for_interrupts(kind, error, trace) -> None:
+    """Ctrl-C, while a stage is imported or runs, needs no traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _but_for_interrupts
 # packages on which numbers depend
 PACKAGES = ("layercal", "numpy", "pandas", "scipy", "tokenizers", "torch", "transformers")
 
@@ -103,6 +112,9 @@ def run(stage: Callable[[argparse.Namespace], None], made: argparse.ArgumentPars
     except InputError as error:
         log.error("error: %s", error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        raise
     except Exception:
         log.error("unexpected error:\n%s", traceback.format_exc())
         sys.exit(2)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from layercal import sources, stages, weights
+from layercal import registry, stages, weights
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Fetch into the manifest's folder."""
-    entry = sources.registry_entry(args.registry, args.model)
+    entry = registry.entry_of(args.registry, args.model)
     manifest = weights.fetch_model(args.model, entry, args.manifest.parent)
     stages.log.info("%s: %d files", args.model, len(manifest["files"]))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import question_sources, questions, rotation, sources, stages
+from layercal import question_sources, questions, registry, rotation, sources, stages
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Read, check and write the table, and the list of what was left out or is to be noted."""
-    entry = sources.registry_entry(args.registry, args.questions)
+    entry = registry.entry_of(args.registry, args.questions)
     rows, rejected = question_sources.read(args.questions, entry)
     table = questions.to_table(rows)
     sources.write_atomically(args.out, table.to_parquet(index=False))

@@ -1,0 +1,90 @@
+"""The registries of models and questions, and the YAML files of a study."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from layercal import InputError
+
+# keys that hold a path on this disk
+PATHS = ("folder", "gguf", "csv_folder", "file", "prompt")
+
+
+class _Strict(yaml.SafeLoader):
+    """Safe YAML in which no key of a mapping stands twice: YAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple, yaml.Node] = {}
+        for key, _ in node.value:
+            first = seen.setdefault((key.tag, str(key.value)), key)
+            if first is not key:
+                line = first.start_mark.line + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands twice, first in line {line}",
+                    problem_mark=key.start_mark,
+                )
+        return node
+
+
+def read_yaml(path: Path):
+    """Read a YAML file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is no YAML, or names a key twice; with the line.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Strict)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: {getattr(error, 'problem', None) or error}") from error
+
+
+def read(path: Path) -> dict:
+    """Read ``config/models.yaml`` or ``config/questions.yaml``; ``~`` in its paths is the home.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_yaml`.
+    """
+    entries = read_yaml(path)
+    if not isinstance(entries, dict):
+        return entries  # the check of its form says what is wrong
+    return {name: _at_home(entry) for name, entry in entries.items()}
+
+
+def _at_home(entry):
+    if not isinstance(entry, dict):
+        return entry
+    found = {key: expand_home(value) if key in PATHS else value for key, value in entry.items()}
+    if isinstance(entry.get("sources"), list):
+        found["sources"] = [_at_home(source) for source in entry["sources"]]
+    return found
+
+
+def expand_home(path):
+    """Put the user's home for a leading ``~``; what is no text stays as it is."""
+    return os.path.expanduser(path) if isinstance(path, str) else path
+
+
+def entry_of(registry: Path, name: str) -> dict:
+    """Return one entry of ``config/models.yaml`` or ``config/questions.yaml``.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    entries = read(registry)
+    if name not in entries:
+        raise InputError(f"{registry}: no entry {name!r} (known: {', '.join(sorted(entries))})")
+    return entries[name]
