@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from layercal import calibration, directions
 from layercal.model import LensModel
 from layercal.phase import decision_layer
-from layercal.sources import Residuals
+from layercal.runs import Residuals
 
 OPTIONS = torch.tensor([11, 23, 5, 90])
 

@@ -57,7 +57,15 @@ rule extract_residuals:
         prompts="results/extract/{model}/{questions}/prompts.parquet",
         code=expand(
             "src/layercal/{module}.py",
-            module=["attribution", "extract", "model", "sources", "structure", "stages/extract"],
+            module=[
+                "attribution",
+                "extract",
+                "model",
+                "runs",
+                "sources",
+                "structure",
+                "stages/extract",
+            ],
         ),
     output:
         residuals="results/extract/{model}/{questions}/residuals-{shard}.safetensors",

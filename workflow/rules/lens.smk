@@ -23,7 +23,7 @@ rule read_lens:
         ),
         code=expand(
             "src/layercal/{module}.py",
-            module=["lens", "model", "questions", "sources", "structure", "stages/lens"],
+            module=["lens", "model", "questions", "runs", "sources", "structure", "stages/lens"],
         ),
     output:
         options="results/lens/{model}/{questions}/options.parquet",
@@ -67,6 +67,7 @@ rule measure_calibration:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/metrics",
             ],

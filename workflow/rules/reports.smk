@@ -54,6 +54,7 @@ rule draw_figures:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/figure",
             ],
@@ -115,6 +116,7 @@ rule render_report:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/report",
             ],
@@ -167,7 +169,8 @@ rule render_atlas:
             questions=config["questions"],
         ),
         code=expand(
-            "src/layercal/{module}.py", module=["figures", "pages", "sources", "stages/atlas"]
+            "src/layercal/{module}.py",
+            module=["figures", "pages", "runs", "sources", "stages/atlas"],
         ),
     output:
         html=report(
@@ -320,6 +323,7 @@ rule render_explorer:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/explore",
             ],

@@ -20,7 +20,15 @@ rule steer_prompts:
         directions="results/directions/{model}/{questions}/directions.safetensors",
         code=expand(
             "src/layercal/{module}.py",
-            module=["attribution", "model", "sources", "steering", "structure", "stages/steer"],
+            module=[
+                "attribution",
+                "model",
+                "runs",
+                "sources",
+                "steering",
+                "structure",
+                "stages/steer",
+            ],
         ),
     output:
         logits="results/steering/{model}/{questions}/logits-{shard}.safetensors",
@@ -75,6 +83,7 @@ rule evaluate_steering:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "scoring",
                 "sources",
                 "steering",
