@@ -247,7 +247,9 @@ def test_groups_count_clusters_and_not_copies(rng):
     assert set(table.loc[table["group"] == "few", "reason"]) == {
         "36 questions in 9 cluster(s), fewer than 10"
     }
-    with pytest.raises(InputError, match=r"40 questions in 1 cluster\(s\) in all, fewer than the 2"):
+    with pytest.raises(
+        InputError, match=r"40 questions in 1 cluster\(s\) in all, fewer than the 2"
+    ):
         one = {"all": np.ones(40, bool)}
         readings.group_table(read.take(cluster == 0), one, 2, ([10], [1], 100, 0))
 

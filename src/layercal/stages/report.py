@@ -33,6 +33,7 @@ def main() -> None:
 def stage(args) -> None:
     """Write the executed notebook and its HTML, both without times, the code left out of HTML."""
     folder = args.out.parent
+    folder.mkdir(parents=True, exist_ok=True)
     # as seen from where the notebook will lie, so that it can be run again there
     tables = {name: os.path.relpath(getattr(args, name), folder) for name in TABLES}
     parameters = {"model": args.model, "questions": args.questions, **tables}
