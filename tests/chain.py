@@ -134,7 +134,7 @@ class Chain:
             "shard": 0,
             "directions": self.path("directions.safetensors"),
             "alphas": [0, 1],
-            "modes": ["lens", "through-network", "all-positions"],
+            "modes": ["lens", "through-network"],
             "out": self.path("logits-0.safetensors"),
         }
         self.run("steer", **self.model(**{**given, **options}))

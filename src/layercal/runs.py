@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import pyarrow
 import pyarrow.parquet
 from safetensors import SafetensorError, safe_open
 
@@ -209,7 +208,7 @@ def joined(table: pd.DataFrame, prompts: pd.DataFrame, name: str) -> pd.DataFram
 def _undamaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, pyarrow.ArrowInvalid, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({error}); delete it and run again, which makes it anew"
         ) from error

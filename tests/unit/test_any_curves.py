@@ -38,6 +38,12 @@ def sure(model):
     down.copy_(model.lm_head.weight.data[-8][:, None].expand_as(down))
 
 
+def shallow(model):
+    """One block is all there is."""
+    del model.model.layers[1:]
+    model.config.num_hidden_layers = 1
+
+
 def right(named):
     return named[:, -1]
 
@@ -57,6 +63,7 @@ CASES = {
     "peak at layer 0, all wrong": (loud, wrong, 0, 0),
     "peak at the last layer, all wrong": (sure, wrong, 0, 5),
     "decided at the last layer, all right": (turning, right, 5, 5),
+    "one block": (shallow, wrong, 0, 0),
 }
 
 

@@ -100,7 +100,7 @@ def test_files_that_do_not_say_are_refused(tmp_path):
 
 def test_damaged_files_are_named(tmp_path):
     for name in ("a.parquet", "b.safetensors", "c.json"):
-        (tmp_path / name).write_text("not this")
+        (tmp_path / name).write_bytes(b"\xff not this")
         for reading in (runs.read, runs.made_from):
             with pytest.raises(InputError, match=f"{name} is damaged"):
                 reading(tmp_path / name)
