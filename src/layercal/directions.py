@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from layercal import calibration
 from layercal.model import LensModel
 from layercal.phase import decision_layer
-from layercal.sources import Residuals
+from layercal.runs import Residuals
 
 # added to the name of an estimator: the question sets, or parts of one, that it was fitted on
 FROM = " from "
@@ -59,7 +59,8 @@ class Split:
 
     def take(self, rows: np.ndarray) -> Split:
         """Keep only some of the questions."""
-        kept = self.residuals[torch.as_tensor(rows)], self.logits[rows], self.answer[rows]
+        # a copy: a mask out of pandas is read-only, which torch warns of
+        kept = self.residuals[torch.tensor(rows)], self.logits[rows], self.answer[rows]
         return replace(self, residuals=kept[0], logits=kept[1], answer=kept[2])
 
     @property
@@ -109,7 +110,7 @@ def middle_mean(split: Split, layers: Sequence[int]) -> Tensor:
     """Control: ``update-mean`` of as many blocks around the middle of the network; (1, d)."""
     final = split.residuals.shape[1] - 1
     last = (final + split.blocks + 1) // 2
-    return _mean_update(split.residuals[:, last - split.blocks : last + 1])
+    return _mean_update(split.residuals[:, max(last - split.blocks, 0) : last + 1])
 
 
 def _mean_update(residuals: Tensor) -> Tensor:
@@ -309,16 +310,16 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
     list of dict
         One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction or the
         first estimator's depends on it: ``cosine``, the mean cosine of the direction with the block
-        update into that layer; ``explained_variance``, the mean squared cosine; ``cosine_primary``
-        with the first estimator's; ``agreement``, the lowest cosine of this fold's direction with
-        another fold's.
+        update into that layer (NaN at layer 0, which no block writes); ``explained_variance``, the
+        mean squared cosine; ``cosine_primary`` with the first estimator's; ``agreement``, the
+        lowest cosine of this fold's direction with another fold's.
     """
     n_layers = split.residuals.shape[1] - 1
     by_layer = max(fitted.shape[2], primary.shape[2]) > 1
     rows = []
     for place, layer in enumerate(layers if by_layer else range(1, n_layers + 1)):
         own = _scored(fitted, place)
-        update = unit_updates(split.residuals[:, layer - 1 : layer + 1])[:, 0]
+        update = _update_into(split.residuals, layer)
         cosines = update @ own.T
         with_primary = (own * _scored(primary, place)).sum(-1)
         agreement = (own @ own.T).amin(-1)
@@ -335,6 +336,13 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
             for fold in range(len(own))
         ]
     return rows
+
+
+def _update_into(residuals: Residuals | Tensor, layer: int) -> Tensor:
+    """Unit updates of the block that writes a layer, NaN at layer 0; (n, d)."""
+    if layer == 0:
+        return torch.full((len(residuals), residuals.shape[-1]), torch.nan)
+    return unit_updates(residuals[:, layer - 1 : layer + 1])[:, 0]
 
 
 def _scored(fitted: Tensor, place: int) -> Tensor:

@@ -18,7 +18,7 @@ import vl_convert
 from jinja2.utils import htmlsafe_json_dumps
 from scipy.special import softmax
 
-from layercal import InputError, calibration, charts, plates, readings
+from layercal import InputError, calibration, charts, plates, readings, runs
 from layercal.questions import LETTERS, hash_order
 
 LIMIT = 4_800_000  # bytes of a page
@@ -274,13 +274,9 @@ def pair(
     InputError
         If the tables are of different runs.
     """
+    options = runs.joined(options, prompts, f"{model} on {questions}: options.parquet")
     read = readings.from_options(options)[phase["order"]]
     asked = prompts.drop_duplicates("question_id")
-    if list(asked["question_id"]) != list(options["question_id"].unique()):
-        raise InputError(
-            f"{model} on {questions}: options.parquet holds other questions than prompts.parquet, "
-            "so they are of different runs; run the lens again"
-        )
     n_bins = plates.primary_bins(metrics)
     listed = described(picked_groups(asked), metrics)
     measured = [one["name"] for one in listed if one["measured"]]

@@ -14,13 +14,21 @@ INK, GREY = "#222222", "#9a9a9a"
 PALETTE = sns.color_palette("colorblind")
 ACCURACY, CONFIDENCE, ERROR = PALETTE[0], PALETTE[1], PALETTE[3]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+
+
+def look(place: int) -> dict:
+    """Colour and marker of one of several lines; no two of the first 40 are alike."""
+    return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+
+
 DECISION, PEAK = {"ls": "--", "lw": 1.2}, {"ls": ":", "lw": 1.6}
 # a legend to the right of its axis
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "fontsize": "small"}
 
 
 def theme() -> None:
-    """Set the one theme of all figures."""
+    """Set the one theme of all figures, which nothing in a user's matplotlibrc changes."""
+    mpl.rcdefaults()
     sns.set_theme(
         context="notebook",
         style="ticks",
@@ -35,6 +43,7 @@ def theme() -> None:
             "axes.labelcolor": INK,
             "text.color": INK,
             "legend.frameon": False,
+            "font.sans-serif": ["DejaVu Sans"],  # the one that comes with Matplotlib
             "pdf.fonttype": 42,
         },
     )
@@ -222,9 +231,9 @@ def letters(metrics: pd.DataFrame, phase: dict, answers: pd.Series) -> Figure:
     theme()
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     axis = figure.subplots()
-    for (letter, share), color, marker in zip(answers.items(), PALETTE, MARKERS, strict=False):
+    for place, (letter, share) in enumerate(answers.items()):
         rows = _pick(metrics, f"predicted_{letter}")
-        _band(axis, rows, color, f"{letter} (right answer in {share:.0%})", marker)
+        _band(axis, rows, label=f"{letter} (right answer in {share:.0%})", **look(place))
     _mark_phase(axis, phase)
     axis.set(xlabel="layer (0: embedding)", ylabel="share of predictions", ylim=(0, 1))
     axis.set_xlim(0, phase["final_layer"])
@@ -271,23 +280,23 @@ def group_map(values: pd.DataFrame, phase: dict) -> Figure:
     for axis, metric in zip(
         figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0], chosen, strict=True
     ):
-        look = dict(MAPS[metric])
-        label = look.pop("label")
+        shades = dict(MAPS[metric])
+        label = shades.pop("label")
         one = values[values["metric"] == metric].pivot_table("value", "group", "layer")
         sns.heatmap(
             one.loc[list(names)],
             ax=axis,
             cbar_kws={"label": label, "location": "top", "shrink": 0.9},
             yticklabels=list(names.values()),
-            **look,
+            **shades,
         )
         axis.set_xticks([at + 0.5 for at in range(0, one.shape[1], 4)])
         axis.set_xticklabels(range(0, one.shape[1], 4), rotation=0)
         axis.tick_params(labelsize="small", length=2)
         axis.set(xlabel="layer (0: embedding)", ylabel="")
         marks = {phase["peak_layer"]: PEAK, phase["decision_layer"]: DECISION}
-        for layer, look in marks.items():
-            axis.axvline(layer + 0.5, color=INK, **look)
+        for layer, mark in marks.items():
+            axis.axvline(layer + 0.5, color=INK, **mark)
     figure.axes[0].set_ylabel(next(iter(names)).partition(":")[0])
     return figure
 
@@ -311,7 +320,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
     blocks = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.6 * blocks + 0.4), layout="constrained")
     axes = figure.subplots(blocks, columns, sharex=True, sharey=True, squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes.flat[: len(panels)], panels, strict=True):
         _reliability_panel(axis, bins[bins["reading"] == panel])
         axis.set_title(panel, fontsize="small")
     for axis in axes.flat[len(panels) :]:
@@ -388,7 +397,7 @@ def group_curves(metrics: pd.DataFrame, kind: str) -> Figure:
         axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
         axes[1, 0].set(ylabel="ECE", ylim=(0, highest.max()))
         inside = groups[block * columns : (block + 1) * columns]
-        for column, group in zip(axes.T, inside, strict=False):
+        for column, group in zip(axes.T[: len(inside)], inside, strict=True):
             _group_panel(column, metrics, group)
         for axis in axes[:, len(inside) :].flat:
             axis.set_visible(False)
@@ -444,7 +453,7 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
             _random_band(axis, chosen[here & random])
             _dose_lines(axis, drawn[here[drawn.index]], names)
             highest = drawn.loc[drawn["metric"] == metric, ["value", "ci_high"]].max(axis=None)
-            axis.set_ylim(0, min(highest * 1.02, 1))
+            axis.set_ylim(0, min(highest * 1.02, 1) or 1)
             if column == 0:
                 axis.set_ylabel(label)
             if row == 0:
@@ -468,14 +477,13 @@ def _random_band(axis, rows: pd.DataFrame) -> None:
 
 def _dose_lines(axis, rows: pd.DataFrame, names: Sequence[str]) -> None:
     colors = [ERROR, *(color for color in PALETTE if color != ERROR)]
-    for name, color, marker in zip(names, colors, MARKERS, strict=False):
+    for place, name in enumerate(names):
         one = rows[rows["direction"] == name].sort_values("alpha")
         primary = name == names[0]
         axis.plot(
             one["alpha"],
             one["value"],
-            color=color,
-            marker=marker,
+            **{**look(place), "color": colors[place]},
             markersize=4 if primary else 3,
             lw=2 if primary else 1.1,
             zorder=3 if primary else 2,
@@ -483,7 +491,18 @@ def _dose_lines(axis, rows: pd.DataFrame, names: Sequence[str]) -> None:
         )
         if primary:
             low, high = one["ci_low"], one["ci_high"]
-            axis.fill_between(one["alpha"], low, high, color=color, alpha=0.18, lw=0)
+            axis.fill_between(one["alpha"], low, high, color=colors[place], alpha=0.18, lw=0)
+
+
+def cosines_everywhere(directions: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``directions.parquet`` of those directions that have a cosine at most layers.
+
+    Some are described at all layers that a block writes, others, where they depend on the layer, at
+    those that are steered alone.
+    """
+    rows = directions.dropna(subset="cosine")
+    counts = rows.groupby("name")["layer"].transform("nunique")
+    return rows[counts == counts.max()]
 
 
 def direction_cosines(directions: pd.DataFrame) -> Figure:
@@ -499,13 +518,12 @@ def direction_cosines(directions: pd.DataFrame) -> Figure:
     Figure
     """
     theme()
-    layers = directions["layer"].nunique()
-    everywhere = directions.groupby("name")["layer"].transform("nunique") == layers
-    named = directions["name"].isin(["update-mean", "phase-mean", "middle-mean"])
+    rows = cosines_everywhere(directions)
+    named = rows["name"].isin(["update-mean", "phase-mean", "middle-mean"])
     figure = Figure(figsize=(8.5, 3), layout="constrained")
     axis = figure.subplots()
     sns.lineplot(
-        directions[everywhere & named],
+        rows[named],
         x="layer",
         y="cosine",
         hue="name",
@@ -541,9 +559,10 @@ def dimensions(table: pd.DataFrame) -> Figure:
     colors = sns.color_palette("viridis", len(layers))
     ticks = [rank for rank in sorted(table["rank"].unique()) if rank in (0, 1, 4, 16, 64, 256)]
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
-        for layer, color, marker in zip(layers, colors, MARKERS * len(layers), strict=False):
+        for place, layer in enumerate(layers):
             one = table[table["layer"] == layer]
-            axis.plot(one["rank"], one[column], color=color, marker=marker, markersize=4)
+            shape = {**look(place), "color": colors[place]}
+            axis.plot(one["rank"], one[column], **shape, markersize=4)
             axis.get_lines()[-1].set_label(layer)
         axis.set_xscale("symlog", base=2, linthresh=1)
         axis.set(xlabel="top r dimensions", ylabel=label, ylim=(0, None))
@@ -619,14 +638,11 @@ def null_space(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8.5, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True)
     for axis, what in zip(axes, ("residual", "update"), strict=True):
-        for (rule, one), color, marker in zip(
-            table[table["what"] == what].groupby("rule", sort=False), PALETTE, MARKERS, strict=False
-        ):
+        of_what = table[table["what"] == what].groupby("rule", sort=False)
+        for place, (rule, one) in enumerate(of_what):
             label = f"{rule} ({one['size'].iloc[0]} of d)"
-            axis.plot(
-                one["layer"], one["share"], color=color, marker=marker, markersize=3.5, label=label
-            )
-            axis.axhline(one["chance"].iloc[0], color=color, ls="--", lw=1)
+            axis.plot(one["layer"], one["share"], **look(place), markersize=3.5, label=label)
+            axis.axhline(one["chance"].iloc[0], color=look(place)["color"], ls="--", lw=1)
         axis.set(xlabel="layer", ylim=(0, None))
     axes[0].set(ylabel="share of squared norm", title="residual stream")
     axes[1].set(title="block update")
@@ -652,17 +668,15 @@ def ablations(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8.5, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True)
     for axis, metric in zip(axes, ("ece", "accuracy"), strict=True):
-        for shift, (name, one), color, marker in zip(
-            (-0.12, 0.12), table.groupby("part"), PALETTE, MARKERS, strict=False
-        ):
+        for place, (name, one) in enumerate(table.groupby("part")):
             change = one[f"{metric}_change"]
             low, high = (one[f"{metric}_change_{end}"] for end in ("low", "high"))
             axis.errorbar(
-                one["block"] + shift,
+                one["block"] + (-0.12, 0.12)[place],
                 change,
                 [(change - low).clip(lower=0), (high - change).clip(lower=0)],
-                fmt=marker,
-                color=color,
+                **look(place),
+                ls="",
                 capsize=2.5,
                 label=name,
             )
@@ -700,8 +714,8 @@ def entropy_neurons(table: pd.DataFrame) -> Figure:
             change,
             [row + 0.28 * place - 0.14 for row in range(len(names))],
             xerr=[side.clip(lower=0) for side in reach],
-            fmt=MARKERS[place],
-            color=PALETTE[place],
+            **look(place),
+            ls="",
             markersize=5,
             capsize=2.5,
             label=f"norm {norm}",
@@ -738,12 +752,9 @@ def atlas(curves: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     ):
         of_metric = curves[curves["metric"] == metric]
         for place, (name, one) in enumerate(of_metric.groupby("report", sort=False)):
-            color = PALETTE[place % len(PALETTE)]
-            look = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5}
-            axis.plot(one["depth"], one["value"], color=color, label=name, **look)
-            axis.fill_between(
-                one["depth"], one["ci_low"], one["ci_high"], color=color, alpha=0.12, lw=0
-            )
+            axis.plot(one["depth"], one["value"], label=name, **look(place), markersize=3.5)
+            band = {"color": look(place)["color"], "alpha": 0.12, "lw": 0}
+            axis.fill_between(one["depth"], one["ci_low"], one["ci_high"], **band)
         for row in reported[reported["metric"] == metric].itertuples():
             if pd.isna(row.value):
                 axis.axvspan(row.depth, row.depth_to, color=GREY, alpha=0.3, lw=0, label=row.text)

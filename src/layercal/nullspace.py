@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layercal import InputError, structure
 from layercal.model import ROUNDING, LensModel
-from layercal.sources import Residuals
+from layercal.runs import Residuals
 
 # a unit vector has no part in a space if less than this of its length lies there
 NOTHING = 1e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layercal import figures, readings
+from layercal import figures, readings, runs
 from layercal.questions import LETTERS
 
 # the result files that figures are drawn from
@@ -44,15 +43,20 @@ def load(**paths: str | Path) -> SimpleNamespace:
     Parameters
     ----------
     **paths : str or Path
+        Those in ``TABLES``, and what else a report wants.
+
+    Raises
+    ------
+    InputError
+        If those in ``TABLES`` are of different runs.
     """
-    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": _json}
+    files = {name: Path(path) for name, path in paths.items()}
+    run = runs.Run.load(files["prompts"])
+    run.check(*(files[name] for name in TABLES if name != "prompts"))
+    own = {"prompts": run.prompts, "options": run.by_prompt(files["options"])}
     return SimpleNamespace(
-        **{name: readers[Path(path).suffix](path) for name, path in paths.items()}
+        **own, **{name: runs.read(path) for name, path in files.items() if name not in own}
     )
-
-
-def _json(path):
-    return json.loads(Path(path).read_text())
 
 
 def draw(name: str, tables: SimpleNamespace) -> Plate:
@@ -155,8 +159,9 @@ def _lenses(t) -> Plate:
 
 
 def _letters(t) -> Plate:
+    letters = LETTERS[: max(map(len, t.prompts["option_ids"]))]
     counts = t.prompts["answer"].value_counts(normalize=True)
-    answers = pd.Series({LETTERS[place]: share for place, share in sorted(counts.items())})
+    answers = pd.Series({one: counts.get(place, 0.0) for place, one in enumerate(letters)})
     # with all rotations, letters are those of the options as they were shown
     order = next(o for o in t.metrics["order"].unique() if o != "averaged")
     metrics = t.metrics[t.metrics["order"] == order]
@@ -260,9 +265,7 @@ def _reliability(t) -> Plate:
 
 
 def _cosines(t) -> Plate:
-    layers = t.directions["layer"].nunique()
-    full = t.directions.groupby("name")["layer"].transform("nunique") == layers
-    rows = t.directions[full]
+    rows = figures.cosines_everywhere(t.directions)
     one = rows[rows["name"] == rows["name"].iloc[0]].groupby("layer")["cosine"].mean()
     alt = (
         "Mean cosine of directions with the block update into each layer. For "
@@ -271,9 +274,11 @@ def _cosines(t) -> Plate:
     return Plate(figures.direction_cosines(t.directions), rows, alt)
 
 
-def _dimensions(t) -> Plate:
+def _dimensions(t) -> Plate | str:
     layer = t.dimensions["layer"].min()
     one = t.dimensions[t.dimensions["layer"] == layer].set_index("rank")
+    if one["explained"].isna().all():
+        return f"From layer {layer}, the peak of ECE, to the last layer nothing changes."
     said = ", ".join(
         f"{rank} dimension(s): {one.loc[rank, 'explained']:.0%} of the squared norm, ECE "
         f"{one.loc[rank, 'ece']:.2f}"

@@ -111,7 +111,7 @@ class Readings:
 
 
 def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> dict[str, Readings]:
-    """Arrays (L + 1, n) from a lens table, questions in the table's order, by option order.
+    """Arrays (L + 1, n) from a lens table, questions in the order in which it has them first.
 
     Parameters
     ----------
@@ -129,6 +129,8 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         ``rotation-0`` and so on, each as read, by letter.
     """
     layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
+    question = pd.factorize(options["question_id"])[0]
+    options = options.iloc[np.lexsort((options["layer"], options["permutation"], question))]
 
     def by_layer(columns) -> np.ndarray:
         values = options[columns].to_numpy()
@@ -231,33 +233,39 @@ def group_table(
         ``logits`` of shape (layers, n, n_options).
     groups : dict of array of bool, shape (n,)
     min_group : int
-        Groups of fewer questions get NaN and a reason.
+        Groups of fewer clusters of questions, over which intervals are taken, get NaN and a reason.
     settings : tuple
         The other arguments of :func:`metric_table`.
     threads : int
     """
+    held = {name: len(np.unique(read.cluster[rows])) for name, rows in groups.items()}
 
-    def one(rows: np.ndarray) -> pd.DataFrame:
-        if rows.sum() >= min_group:
-            return metric_table(read.take(rows), *settings)
+    def one(name: str) -> pd.DataFrame:
+        if held[name] >= min_group:
+            return metric_table(read.take(groups[name]), *settings)
         return pd.DataFrame()
 
     # one BLAS thread each: the groups share the cores, and sums do not depend on how many there are
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        tables = dict(zip(groups, pool.map(one, groups.values()), strict=True))
+        tables = dict(zip(groups, pool.map(one, groups), strict=True))
     full = next((table for table in tables.values() if len(table)), None)
     if full is None:
         raise InputError(
-            f"{len(read.answer)} questions in all, fewer than the {min_group} that calibration: "
-            "min_group asks for; lower it or study more questions"
+            f"{_counted(len(read.answer), max(held.values()))} in all, fewer than the {min_group} "
+            "that calibration: min_group asks for; lower it or study more questions"
         )
     for name, rows in groups.items():
         if not len(tables[name]):
             n, empty = int(rows.sum()), dict.fromkeys(VALUES, np.nan)
-            tables[name] = full.assign(
-                **empty, n=n, reason=f"{n} questions, fewer than {min_group}"
-            )
+            reason = f"{_counted(n, held[name])}, fewer than {min_group}"
+            tables[name] = full.assign(**empty, n=n, reason=reason)
     return pd.concat([table.assign(group=name) for name, table in tables.items()])
+
+
+def _counted(questions: int, clusters: int) -> str:
+    """Number of questions, and of clusters if some are of one cluster."""
+    apart = f" in {clusters} cluster(s)" if clusters < questions else ""
+    return f"{questions} questions{apart}"
 
 
 def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]:

@@ -19,14 +19,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from layercal import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger("layercal")
 Found = TypeVar("Found")
@@ -216,78 +213,6 @@ def _read_member(wheel: Path, name: str) -> Iterator[bytes]:
     with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
         while chunk := member.read(CHUNK):
             yield chunk
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Load a safetensors file that the workflow made.
-
-    Raises
-    ------
-    InputError
-        If it is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is damaged ({error}); delete it and run again, which makes it anew"
-        ) from error
-
-
-class Residuals:
-    """Residuals of a question set in their files, which are read a layer at a time.
-
-    Indexed as a Tensor of shape (n, L + 1, d): ``[:, layer]`` reads one layer, (n, d), and a slice
-    of layers several; ``[rows]`` keeps some of the questions and reads nothing. So a set larger
-    than memory can be worked on.
-
-    Parameters
-    ----------
-    shards : sequence of Tensor, shape (questions of the shard, L + 1, d)
-        As :func:`load_tensors` maps them from their files.
-    rows : Tensor of int, shape (n,)
-        Their places in the shards one after another, in the order wanted.
-    """
-
-    def __init__(self, shards: Sequence[torch.Tensor], rows: torch.Tensor):
-        self.shards, self.rows = shards, rows
-        self.shape = (len(rows), *shards[0].shape[1:])
-
-    @classmethod
-    def load(cls, paths: Iterable[Path]) -> Residuals:
-        """Open all shards of a question set, which say whose residuals they hold (``rows``).
-
-        Raises
-        ------
-        InputError
-            If one is damaged, or they do not hold each question once.
-        """
-        import torch
-
-        shards = {path: load_tensors(path) for path in paths}
-        held, rows = torch.cat([shard["rows"] for shard in shards.values()]).sort()
-        if not torch.equal(held, torch.arange(len(held))):
-            raise InputError(
-                f"{', '.join(map(str, shards))}: together these shards do not hold each question "
-                "once; delete them and run again, which makes them anew"
-            )
-        return cls([shard["residuals"] for shard in shards.values()], rows)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key):
-        import torch
-
-        if not isinstance(key, tuple):
-            return Residuals(self.shards, self.rows[key])
-        every, layers = key
-        if every != slice(None):
-            raise TypeError("residuals are indexed as [rows] or [:, layers]")
-        return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
 
 
 def keep_shards(folder: Path, kind: str, count: int) -> None:

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from layercal import calibration, directions
 from layercal.model import LensModel
 from layercal.phase import decision_layer
-from layercal.sources import Residuals
+from layercal.runs import Residuals
 
 OPTIONS = torch.tensor([11, 23, 5, 90])
 
@@ -284,3 +284,38 @@ def test_a_planted_direction_corrects_confidence_and_keeps_accuracy(planted):
     assert after < before / 2 and control > before
     assert (steered.argmax(-1) == still.argmax(-1)).float().mean() > 0.97
     assert (astray.argmax(-1) == still.argmax(-1)).float().mean() < 0.9
+
+
+def test_no_block_writes_layer_0(split):
+    """Directions that may be added there have no update to be compared with."""
+    fold = np.arange(60) % 3
+    fitted = directions.cross_fit(lambda part: directions.probe(part, [0, 2]), split, fold, 3)
+    rows = directions.describe("x", fitted, fitted, split, [0, 2])
+    assert [row["layer"] for row in rows] == [0, 0, 0, 2, 2, 2]
+    assert all(np.isnan([row["cosine"], row["explained_variance"]]).all() for row in rows[:3])
+    for row in rows:
+        own = fitted.diagonal()[row["layer"] // 2].T
+        assert row["agreement"] == pytest.approx((own @ own[row["fold"]]).min().item(), abs=1e-6)
+    update = split.residuals[:, 2] - split.residuals[:, 1]
+    cosines = torch.cosine_similarity(update, fitted[0, 0, 1], dim=-1)
+    assert rows[3]["cosine"] == pytest.approx(cosines.mean().item(), abs=1e-5)
+
+
+def test_the_middle_of_a_model_of_one_block(split):
+    few = directions.replace(split, residuals=split.residuals[:, :2], blocks=3)
+    own = directions.update_mean(few, [])
+    torch.testing.assert_close(directions.middle_mean(few, []), own)
+    assert own.norm().item() == pytest.approx(1)
+
+
+def test_read_only_masks_are_taken_without_a_warning(split, recwarn):
+    mask = np.arange(60) < 30
+    mask.flags.writeable = False  # as those out of pandas are
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        kept = split.take(mask)
+    finally:
+        torch.set_warn_always(always)
+    assert torch.equal(kept.residuals, split.residuals[:30])
+    assert not recwarn.list

@@ -21,6 +21,7 @@ def study(rng):
     answer = rng.integers(0, 4, N)
     groups = {"category": np.where(np.arange(N) < 35, "big", "small"), "subject": "s"}
     prompts = pd.DataFrame({"question_id": ids, "answer": answer, "language": "en", **groups})
+    prompts["permutation"] = 0
     options = pd.DataFrame(logits.reshape(-1, 4), columns=[f"logit_{one}" for one in "ABCD"])
     options = options.assign(
         question_id=np.repeat(ids, LAYERS),
@@ -113,7 +114,11 @@ def test_a_page_too_large_is_thinned(study, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("options", lambda t: t.iloc[LAYERS:], "m on q: options.parquet holds other questions"),
+        (
+            "options",
+            lambda t: t.iloc[LAYERS:],
+            "m on q: options.parquet holds other",
+        ),
         ("metrics", lambda t: t.assign(value=t["value"] / 2), "logit lens: the readings give"),
         ("sweep", lambda t: t.assign(value=t["value"] / 2), "steered, read at the steered layer:"),
     ],

@@ -1,13 +1,25 @@
 """Figures: every one is labelled, not blank, and the same file each time."""
 
 import io
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 
-from layercal import dimensions, evaluation, figures, phase, readings, resampling, scoring, verdicts
+from layercal import (
+    InputError,
+    dimensions,
+    evaluation,
+    figures,
+    phase,
+    plates,
+    readings,
+    resampling,
+    scoring,
+    verdicts,
+)
 from layercal.stages.figure import latex
 
 
@@ -217,6 +229,31 @@ def test_metric_table_against_loops(tables, rng):
     assert table.loc[(0, "ece"), "null_mean"] > 0
 
 
+def test_groups_count_clusters_and_not_copies(rng):
+    """Forty forms of one question say no more than one: no interval of width 0."""
+    cluster = np.concatenate([np.zeros(40), np.arange(1, 41), np.repeat(range(41, 50), 4)])
+    n = len(cluster)
+    read = readings.Readings(
+        rng.normal(size=(2, n, 4)), rng.integers(0, 4, n), {}, cluster.astype(int)
+    )
+    groups = {"all": np.ones(n, bool), "copies": cluster == 0, "few": cluster > 40}
+    groups["single"] = (cluster > 0) & (cluster <= 40)
+    table = readings.group_table(read, groups, 10, ([10], [1], 100, 0))
+    measured = table[table["value"].notna()]
+    assert set(measured["group"]) == {"all", "single"}
+    assert set(table.loc[table["group"] == "copies", "reason"]) == {
+        "40 questions in 1 cluster(s), fewer than 10"
+    }
+    assert set(table.loc[table["group"] == "few", "reason"]) == {
+        "36 questions in 9 cluster(s), fewer than 10"
+    }
+    with pytest.raises(
+        InputError, match=r"40 questions in 1 cluster\(s\) in all, fewer than the 2"
+    ):
+        one = {"all": np.ones(40, bool)}
+        readings.group_table(read.take(cluster == 0), one, 2, ([10], [1], 100, 0))
+
+
 def test_languages_are_groups_of_their_own():
     prompts = pd.DataFrame({"subject": "s", "category": "c", "language": ["de", "th", "de"]})
     found = readings.groups(prompts)
@@ -230,3 +267,69 @@ def test_groups_too_small_to_measure_are_not_drawn(tables):
     assert figures.measured(metrics, "category") == ["category:Other"]
     assert figures.measured(metrics, "subject") == ["subject:anatomy", "subject:virology"]
     assert figures.measured(metrics[metrics["n"] < 20], "category") == []
+
+
+def test_every_letter_is_drawn(rng):
+    """Ten options, of which the last two are right never and often."""
+    read = readings.Readings(rng.normal(size=(3, 60, 10)), np.repeat(range(9), 60)[:60], {})
+    prompts = pd.DataFrame({"answer": [0, 8] * 30, "option_ids": [list(range(10))] * 60})
+    table = readings.metric_table(read, [10], [1], 20, 0)
+    table = table.assign(group="all", lens="logit", order="as-is")
+    found = {"decision_layer": 1, "peak_layer": 1, "final_layer": 2, "exists": False}
+    plate = plates.draw("letters", SimpleNamespace(prompts=prompts, metrics=table, phase=found))
+    drawn = [line for line in plate.figure.axes[0].get_lines() if len(line.get_xdata()) == 3]
+    named = {line.get_label().partition(" ")[0]: line for line in drawn}
+    assert list(named) == list("ABCDEFGHIJ")
+    assert named["I"].get_label() == "I (right answer in 50%)"
+    assert named["J"].get_label() == "J (right answer in 0%)"
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 10
+    expected = (read.logits.argmax(-1) == 9).mean(-1)
+    np.testing.assert_allclose(named["J"].get_ydata(), expected)
+    assert set(plate.data["metric"]) == {f"predicted_{letter}" for letter in "ABCDEFGHIJ"}
+
+
+def test_every_rule_of_the_null_space_is_drawn():
+    rules = [f"k={k}" for k in range(1, 13)]
+    shares = pd.DataFrame(
+        {"layer": layer, "what": what, "rule": rule, "size": 3, "share": 0.1, "chance": 0.2}
+        for layer in range(3)
+        for what in ("residual", "update")
+        for rule in rules
+    )
+    legend = figures.null_space(shares).axes[1].get_legend()
+    assert [text.get_text().partition(" ")[0] for text in legend.get_texts()] == rules
+
+
+SETTINGS = {
+    "text.usetex": True,
+    "font.size": 30,
+    "font.family": "serif",
+    "axes.grid": True,
+    "axes.spines.top": True,
+    "axes.formatter.use_locale": True,
+    "lines.antialiased": False,
+    "legend.loc": "best",
+    "path.sketch": (1, 2, 3),
+    "pdf.compression": 0,
+    "pdf.fonttype": 3,
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+    "figure.facecolor": "red",
+}
+
+
+NO_DATE = {"CreationDate": None}
+
+
+def test_figures_do_not_depend_on_a_users_matplotlibrc(tables):
+    def files():
+        shown = figures.layer_curves(*tables[:2]), figures.dimensions(tables[4])
+        for figure in shown:
+            for form in ("png", "pdf"):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=form, metadata={} if form == "png" else NO_DATE)
+                yield buffer.getvalue()
+
+    expected = list(files())
+    with matplotlib.rc_context(SETTINGS):
+        assert list(files()) == expected

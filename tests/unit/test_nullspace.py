@@ -7,7 +7,7 @@ import torch
 from families import blocks_of, tiny
 
 from layercal import InputError, model, nullspace
-from layercal.sources import Residuals
+from layercal.runs import Residuals
 
 PROMPTS = [[5, 9, 2, 77, 31, 8], [1, 2, 3], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
 RULES = ["k=0", "k=1", "k=7", "k=32", "energy=0.5", "energy=0.99"]

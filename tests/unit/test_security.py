@@ -9,7 +9,7 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from layercal import InputError, question_sources, sources, stages
+from layercal import InputError, question_sources, runs, sources, stages
 
 
 class Bomb:
@@ -44,7 +44,7 @@ def test_a_pickle_in_place_of_a_shard_is_refused(tmp_path):
     path = tmp_path / "residuals-0.safetensors"
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
     with pytest.raises(InputError, match=r"residuals-0\.safetensors is damaged"):
-        sources.load_tensors(path)
+        runs.read(path)
     assert not (tmp_path / "ran").exists()
 
 

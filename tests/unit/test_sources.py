@@ -5,10 +5,8 @@ import shutil
 import zipfile
 
 import pytest
-import torch
 import yaml
 from conftest import ROOT
-from safetensors.torch import save_file
 
 from layercal import InputError, sources
 
@@ -138,27 +136,6 @@ def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
     (tmp_path / ".table.123.partial").write_text("half")
     sources.write_atomically(tmp_path / "table", "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
-
-
-def test_residuals_of_shards_are_indexed_like_one_tensor(tmp_path):
-    whole = torch.randn(9, 4, 3, generator=torch.Generator().manual_seed(0))
-    paths = [tmp_path / f"{shard}.safetensors" for shard in range(3)]
-    held = torch.tensor([5, 2, 8, 0, 1, 7, 3, 6, 4]).split([2, 0, 7])
-    for path, rows in zip(paths, held, strict=True):
-        save_file({"rows": rows.contiguous(), "residuals": whole[rows]}, path)
-    found, mask = sources.Residuals.load(paths), torch.arange(9) % 2 == 0
-    some, expected = found[mask], whole[mask]
-    fewer = some[torch.tensor([4, 0])]
-    for one, like in ((found, whole), (some, expected), (fewer, expected[[4, 0]])):
-        assert one.shape == like.shape and len(one) == len(like)
-        for layers in (0, -1, slice(1, 3), slice(-2, None)):
-            assert torch.equal(one[:, layers], like[:, layers])
-    with pytest.raises(
-        InputError, match=r"0\.safetensors, .*1\.safetensors: together these shards do"
-    ):
-        sources.Residuals.load(paths[:2])
-    with pytest.raises(TypeError, match=r"\[rows\] or \[:, layers\]"):
-        found[0, 1]
 
 
 def test_shards_of_a_finer_cut_go(tmp_path):

@@ -77,6 +77,7 @@ rule extract_residuals:
                 "extract",
                 "loading",
                 "model",
+                "runs",
                 "sources",
                 "structure",
                 "stages/extract",

@@ -71,6 +71,7 @@ rule draw_figures:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/figure",
             ],
@@ -133,6 +134,7 @@ rule render_report:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/report",
             ],
@@ -180,7 +182,8 @@ rule render_atlas:
             questions=OWN["questions"],
         ),
         code=expand(
-            "src/layercal/{module}.py", module=["figures", "pages", "sources", "stages/atlas"]
+            "src/layercal/{module}.py",
+            module=["figures", "pages", "runs", "sources", "stages/atlas"],
         ),
     output:
         html="<reports>/atlas.html",
@@ -329,6 +332,7 @@ rule render_explorer:
                 "questions",
                 "readings",
                 "resampling",
+                "runs",
                 "sources",
                 "stages/explore",
             ],

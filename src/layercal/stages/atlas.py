@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import figures, pages, sources, stages
+from layercal import figures, pages, runs, sources, stages
 
 # as notes of a third party on the paper give them; nothing here was measured by this study
 REPORTED = {
@@ -72,6 +72,8 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the page and its figure; names and texts are escaped."""
+    for one in zip(args.metrics, args.phases, args.summaries, strict=True):
+        runs.same(*one)
     phases, summaries = (
         [json.loads(path.read_text()) for path in paths] for paths in (args.phases, args.summaries)
     )

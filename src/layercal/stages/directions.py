@@ -1,6 +1,5 @@
 """Fit calibration directions, cross-fitted, with their controls; say how many dimensions matter."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
 from layercal import (
@@ -18,7 +16,7 @@ from layercal import (
     nullspace,
     questions,
     resampling,
-    sources,
+    runs,
     stages,
 )
 from layercal.directions import FROM
@@ -58,8 +56,9 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
-    prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
-    split = _split(args, prompts)
+    run = runs.Run.load(args.prompts)
+    prompts, phase = run.prompts, run.read(args.phase)
+    split = _split(args, run)
     layers = sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
     clusters = prompts["cluster"].tolist()
     fold = np.array(questions.folds(clusters, args.folds, args.seed))
@@ -94,9 +93,9 @@ def stage(args) -> None:
         **_mean_written(args.residuals, len(prompts)),
     }
     by_rank = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
-    sources.write_atomically(args.out, save(found))
-    sources.write_atomically(args.table, pd.DataFrame(rows).to_parquet(index=False))
-    sources.write_atomically(args.dimensions, by_rank.to_parquet(index=False))
+    run.write(args.out, found)
+    run.write(args.table, pd.DataFrame(rows))
+    run.write(args.dimensions, by_rank)
 
 
 def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
@@ -109,11 +108,11 @@ def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
     return {"written": (sum(written) / n).float()} if written else {}
 
 
-def _split(args, prompts: pd.DataFrame) -> directions.Split:
-    options = pd.read_parquet(args.options)
+def _split(args, run: runs.Run) -> directions.Split:
+    prompts, options = run.prompts, run.by_prompt(args.options)
     letters = [name for name in options if name.startswith("logit_")]
     return directions.Split(
-        residuals=sources.Residuals.load(args.residuals),
+        residuals=runs.Residuals.load(args.residuals, run),
         logits=options[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
         answer=prompts["answer"].to_numpy(),
         option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
@@ -131,23 +130,21 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         for name, fit in directions.estimators(args.estimators, args.ranks).items()
     }
     fits["middle-mean"] = directions.middle_mean, split, fold
-    counts = prompts.drop_duplicates("question_id")["category"].value_counts()
+    counts = prompts.groupby("category")["cluster"].nunique()
     for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
         inside = (prompts["category"] == category).to_numpy()
         name = f"update-mean{FROM}category:{category}"
         fits[name] = directions.update_mean, split.take(inside), fold[inside]
-    for name, path, shards in zip(
-        args.sources,
-        args.source_prompts,
-        np.array_split(args.source_residuals, max(len(args.sources), 1)),
-        strict=False,
-    ):
-        other = sources.Residuals.load(shards)
+    shards = len(args.source_residuals) // max(len(args.sources), 1)
+    for place, (name, path) in enumerate(zip(args.sources, args.source_prompts, strict=True)):
+        source_run = runs.Run.load(path)
+        held = args.source_residuals[place * shards : (place + 1) * shards]
+        other = runs.Residuals.load(held, source_run)
         if other.shape[1:] != split.residuals.shape[1:]:
             stages.log.info("%s: of another width or depth, left out", name)
             continue
         # a question of the source that is steered here, too, keeps the fold it has here
-        of_other = [fold_of.get(one, -1) for one in pd.read_parquet(path)["cluster"]]
+        of_other = [fold_of.get(one, -1) for one in source_run.prompts["cluster"]]
         unread = np.zeros((len(other), 0, 0)), np.zeros(len(other), int)
         source = replace(split, residuals=other, logits=unread[0], answer=unread[1])
         fits[f"update-mean{FROM}{name}"] = directions.update_mean, source, np.array(of_other)

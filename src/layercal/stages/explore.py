@@ -1,13 +1,12 @@
 """Render the interactive page of a study: every model on every question set."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from layercal import InputError, explorer, sources, stages
+from layercal import explorer, runs, sources, stages
 
 TABLES = ("prompts", "options", "metrics", "phase", "directions", "sweep")
 RANDOM = "random-00"  # the one control shown beside the primary direction
@@ -45,7 +44,9 @@ def stage(args) -> None:
 
 
 def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep) -> dict:
-    table, asked = pd.read_parquet(sweep), pd.read_parquet(prompts)
+    run = runs.Run.load(prompts)
+    run.check(directions, *shards)
+    table = run.read(sweep)
     every = list(table["direction"].unique())
     shown = [every[0], *(one for one in every if one == RANDOM)]
     with safe_open(directions, "np") as fitted:
@@ -54,36 +55,32 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
     # of the primary direction the fit without a question's own fold; a random one has no fits
     columns = [fold, np.full_like(fold, variants * n_folds)][: len(shown)]
     steered = {
-        mode: np.stack([_read(shards, mode, column, name) for column in columns])
+        mode: np.stack([_read(run, shards, mode, column) for column in columns])
         for mode in table["mode"].unique()
     }
     return explorer.pair(
         *name.split("/"),
-        asked,
-        pd.read_parquet(options),
-        pd.read_parquet(metrics),
-        json.loads(phase.read_text()),
+        run.prompts,
+        run.read(options),
+        run.read(metrics),
+        run.read(phase),
         table[table["direction"].isin(shown)],
         steered,
     )
 
 
-def _read(shards, mode: str, column: np.ndarray, name: str) -> np.ndarray:
+def _read(run: runs.Run, shards, mode: str, column: np.ndarray) -> np.ndarray:
     """Steered logits (layers, alphas, n, n_options), one column of the shards a question.
 
     Only the columns that are needed are read; :mod:`layercal.stages.steer` has their order.
     """
     first, end = column.min(), column.max() + 1
-    picked = []
+    picked, rows = [], []
     for path in shards:
         with safe_open(path, "np") as shard:
             picked.append(shard.get_slice(mode)[:, first:end])
-    logits = np.concatenate(picked)
-    if len(logits) != len(column):
-        raise InputError(
-            f"{name}: {len(logits)} questions are steered and {len(column)} have a fold, so they "
-            "are of different runs; run directions and steering again"
-        )
+            rows.append(shard.get_tensor("rows"))
+    logits = np.concatenate(picked)[run.order(shards, rows)]
     return np.moveaxis(logits[np.arange(len(logits)), column - first], 0, -2)
 
 

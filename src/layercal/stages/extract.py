@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
-from safetensors.torch import save
 
-from layercal import extract, sources, stages
+from layercal import extract, runs, stages
 
 
 def main() -> None:
@@ -23,7 +21,8 @@ def main() -> None:
 
 def stage(args) -> None:
     """Check the gate on the first prompt, then extract and write the shard at once."""
-    input_ids = pd.read_parquet(args.prompts)["input_ids"].tolist()
+    run = runs.Run.load(args.prompts)
+    input_ids = run.prompts["input_ids"].tolist()
     model = stages.load_model(args)
     gate = model.check_gate(torch.tensor(input_ids[0]))
     stages.log.info("gate: lens at L differs from the model's own logits by %.3g", gate)
@@ -40,7 +39,7 @@ def stage(args) -> None:
             "what its blocks or neurons write cannot be told: no ablation of %s",
             "neurons" if "written" in found else "either",
         )
-    sources.write_atomically(args.out, save(found))
+    run.write(args.out, found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from layercal import lens, questions, sources, stages
+from layercal import lens, questions, runs, stages
 from layercal.questions import LETTERS
 
 
@@ -26,8 +26,8 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write one row a prompt and layer, of both lenses."""
-    prompts = pd.read_parquet(args.prompts)
-    residuals = sources.Residuals.load(args.residuals)
+    run = runs.Run.load(args.prompts)
+    prompts, residuals = run.prompts, runs.Residuals.load(args.residuals, run)
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     option_ids = torch.tensor(max(prompts["option_ids"], key=len))
     model = stages.load_model(args)
@@ -41,8 +41,7 @@ def stage(args) -> None:
             h = lens.translate(h, final, fold)
         by_layer_tuned.append(lens.read(model, h, option_ids, n_options))
     for path, found in ((args.out, by_layer), (args.tuned, by_layer_tuned)):
-        table = _table(prompts, found)
-        sources.write_atomically(path, table.to_parquet(index=False))
+        run.write(path, _table(prompts, found))
 
 
 def _table(prompts: pd.DataFrame, by_layer: list[dict[str, torch.Tensor]]) -> pd.DataFrame:
@@ -53,8 +52,8 @@ def _table(prompts: pd.DataFrame, by_layer: list[dict[str, torch.Tensor]]) -> pd
         for name in ("question_id", "permutation", "answer")
     }
     columns["layer"] = np.tile(np.arange(layers), n)
-    for letter, logits in zip(LETTERS, found["logits"].unbind(-1), strict=False):
-        columns[f"logit_{letter}"] = logits.flatten().cpu().numpy()
+    for place, logits in enumerate(found["logits"].unbind(-1)):
+        columns[f"logit_{LETTERS[place]}"] = logits.flatten().cpu().numpy()
     for name in ("option_mass", "entropy"):
         columns[name] = found[name].flatten().cpu().numpy()
     return pd.DataFrame(columns)

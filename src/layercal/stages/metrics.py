@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import phase, readings, resampling, sources, stages
+from layercal import phase, readings, resampling, runs, sources, stages
 
 # what DVC prints, compares and draws, and Git keeps
 NUMBERS = (
@@ -43,13 +43,14 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the tidy metric table and the phase."""
-    prompts = pd.read_parquet(args.prompts).drop_duplicates("question_id")
+    run = runs.Run.load(args.prompts)
+    prompts = run.prompts.drop_duplicates("question_id")
     groups, cluster = readings.groups(prompts), pd.factorize(prompts["cluster"])[0]
     settings = (args.n_bins, args.min_count, args.draws, args.seed)
     weights = resampling.cluster_weights(cluster, args.draws, args.seed)
     tables, phases = [], {}
     for lens, path in (("logit", args.options), ("tuned", args.tuned)):
-        orders = readings.from_options(pd.read_parquet(path), cluster)
+        orders = readings.from_options(run.by_prompt(path), cluster)
         for order, read in orders.items():
             table = readings.group_table(read, groups, args.min_group, settings, args.threads)
             tables.append(table.assign(lens=lens, order=order))
@@ -64,8 +65,8 @@ def stage(args) -> None:
         )
     found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
     table = pd.concat(tables)
-    sources.write_atomically(args.out, table.to_parquet(index=False))
-    sources.write_atomically(args.phase, json.dumps(found, indent=2) + "\n")
+    run.write(args.out, table)
+    run.write(args.phase, found)
     numbers = {name: found[name] for name in NUMBERS}
     sources.write_atomically(args.numbers, json.dumps(numbers, indent=2) + "\n")
     sources.write_atomically(args.curves, _curves(table, order, args.n_bins[0]).to_csv())

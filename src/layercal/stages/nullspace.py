@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from layercal import InputError, nullspace, scoring, sources, stages
+from layercal import InputError, nullspace, runs, scoring, stages
 
 
 def main() -> None:
@@ -28,22 +28,23 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write shares over depth, and ablations of entropy neurons and of random control sets."""
-    prompts, model = pd.read_parquet(args.prompts), stages.load_model(args)
-    residuals = sources.Residuals.load(args.residuals)
+    run = runs.Run.load(args.prompts)
+    prompts, (shards, order) = run.prompts, run.shards(args.residuals)
+    model = stages.load_model(args)
+    residuals = runs.Residuals([shard["residuals"] for shard in shards], order)
     unembedding = nullspace.effective_unembedding(model)
     shares = nullspace.null_shares(residuals, unembedding, args.rules)
     try:
         neurons = nullspace.find_neurons(model)
-        shards = [sources.load_tensors(path) for path in args.residuals]
         active = torch.cat([shard["neurons"] for shard in shards if len(shard["rows"])])
-        active = active[residuals.rows].float()
+        active = active[order].float()
         table = nullspace.describe(model, neurons, unembedding, args.rules)
         effects = _effects(args, prompts, model, neurons, table, residuals[:, -1].float(), active)
     except InputError as error:
         stages.log.info("entropy neurons left out: %s", error)
         effects = pd.DataFrame({"without": pd.Series(dtype=str)})
-    sources.write_atomically(args.shares, shares.to_parquet(index=False))
-    sources.write_atomically(args.out, effects.to_parquet(index=False))
+    run.write(args.shares, shares)
+    run.write(args.out, effects)
 
 
 def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFrame:

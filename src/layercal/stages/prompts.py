@@ -3,6 +3,7 @@
 Fails before any long work if the option letters are not one token each.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -69,6 +70,7 @@ def stage(args) -> None:
         shard=[
             index * args.shards // len(rows) for index in range(len(rows)) for _ in range(rotations)
         ],
+        model_sha256=_model(args.manifest),
         n_shots=[len(some) for some in before],
         n_tokens=[len(ids) for ids in input_ids],
         prompt=[control_tokens.unmarked(text) for text in texts],
@@ -89,6 +91,12 @@ def stage(args) -> None:
     few = sum(len(some) < args.shots for some in shots)
     if few:
         stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
+
+
+def _model(manifest: Path) -> str:
+    """Digest of a model's files: models of one tokenizer have the same prompts."""
+    files = json.loads(manifest.read_text())["files"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _check_number(args, rows: list[dict]) -> None:

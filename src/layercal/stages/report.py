@@ -1,10 +1,16 @@
 """Execute the report notebook of one model and question set with papermill, and render it."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import nbformat
 import papermill
+import zmq
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbconvert import HTMLExporter
+from traitlets import default
 
 from layercal import pages, plates, sources, stages
 
@@ -26,10 +32,12 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the executed notebook and its HTML, both without times, the code left out of HTML."""
-    parameters = {name: str(getattr(args, name)) for name in ("model", "questions", *TABLES)}
-    notebook = papermill.execute_notebook(
-        args.notebook, None, parameters, kernel_name="python3", progress_bar=False
-    )
+    folder = args.out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    # as seen from where the notebook will lie, so that it can be run again there
+    tables = {name: os.path.relpath(getattr(args, name), folder) for name in TABLES}
+    parameters = {"model": args.model, "questions": args.questions, **tables}
+    notebook = execute(args.notebook, folder, parameters)
     strip(notebook)
     sources.write_atomically(args.out, nbformat.writes(notebook))
     # "basic" is the cells alone: the full templates load scripts from the network
@@ -43,6 +51,44 @@ def stage(args) -> None:
     body = body.replace("</h1>", "</h1>" + pages.contents(body), 1)
     page = pages.page(f"{args.model} on {args.questions}", body)
     sources.write_atomically(args.html, page)
+
+
+class OwnKernel(AsyncKernelManager):
+    """The interpreter that runs this, whatever kernels of the same name a user has."""
+
+    @default("kernel_spec_manager")
+    def _own(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
+
+    @default("transport_encryption")
+    def _encrypted(self) -> str:
+        return "auto" if zmq.has("curve") else "disabled"  # unencrypted, it warns
+
+
+def execute(notebook: Path, folder: Path, parameters: dict[str, str]):
+    """Run a notebook in a folder by this interpreter, without what a user's IPython starts with.
+
+    Parameters
+    ----------
+    notebook, folder : Path
+    parameters : dict of str
+
+    Returns
+    -------
+    NotebookNode
+        With its outputs.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        return papermill.execute_notebook(
+            notebook,
+            None,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=folder,
+            kernel_manager_class=OwnKernel,
+            extra_arguments=[f"--ipython-dir={empty}"],
+        )
 
 
 def strip(notebook) -> None:

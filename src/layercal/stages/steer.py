@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
-from safetensors.torch import save
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from layercal import attribution, sources, stages, steering
+from layercal import attribution, runs, stages, steering
 
 
 def main() -> None:
@@ -31,9 +29,11 @@ def stage(args) -> None:
     They are -inf for options that a question has not. The directions of a question are, for each
     variant of ``steering.variants``, its K fits (one an outer fold), then the random ones, which
     those with the final norm frozen have not. ``without`` (n, blocks, 2, options) is read with
-    attention or MLP of one of the blocks above the first layer at its mean.
+    attention or MLP of one of the blocks above the first layer at its mean. ``rows`` (n) are the
+    places of the questions among all prompts.
     """
-    prompts, fitted = pd.read_parquet(args.prompts), sources.load_tensors(args.directions)
+    run = runs.Run.load(args.prompts)
+    prompts, fitted = run.prompts, run.read(args.directions)
     inside = (prompts["shard"] == args.shard).to_numpy()
     model = stages.load_model(args)
     n_options = prompts["option_ids"].map(len).max()
@@ -60,7 +60,7 @@ def stage(args) -> None:
         lacking = (0, n_options - len(option_ids))
         logits.append({name: pad(one, lacking, value=-torch.inf) for name, one in found.items()})
     written = {name: torch.stack([one[name] for one in logits]) for name in logits[0]}
-    sources.write_atomically(args.out, save(written))
+    run.write(args.out, {"rows": torch.tensor(inside.nonzero()[0]), **written})
 
 
 if __name__ == "__main__":

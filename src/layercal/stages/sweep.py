@@ -1,12 +1,21 @@
 """Evaluate the steered readings: dose-response with intervals, verdicts, transfer and claims."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from layercal import directions, evaluation, readings, scoring, sources, stages, steering, verdicts
+from layercal import (
+    directions,
+    evaluation,
+    readings,
+    runs,
+    scoring,
+    sources,
+    stages,
+    steering,
+    verdicts,
+)
 from layercal.attribution import PARTS
 
 
@@ -33,15 +42,16 @@ def main() -> None:
 
 def stage(args) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
-    prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
-    sweep, without = _sweep(args, prompts)
+    run = runs.Run.load(args.prompts)
+    prompts, phase, by_rank = run.prompts, run.read(args.phase), run.read(args.dimensions)
+    sweep, without = _sweep(args, run)
     estimators = list(directions.estimators(args.estimators, args.ranks))
     above_chance = phase["accuracy_final_low"] > phase["chance"]
     rows = verdicts.summarise(sweep, estimators, above_chance)
     groups = {
         name: inside
         for name, inside in readings.groups(prompts).items()
-        if prompts.loc[inside, "question_id"].nunique() >= args.min_group
+        if prompts.loc[inside, "cluster"].nunique() >= args.min_group
         and not name.startswith("subject:")
     }
     for name in (one for one in groups if one.startswith("language:")):
@@ -55,26 +65,25 @@ def stage(args) -> None:
     }
     of_kind = {name: one for name, one in groups.items() if name in fitted_on.values()}
     summary = {
-        "claims": verdicts.claims(
-            phase, [row for row in rows if row["group"] == "all"], pd.read_parquet(args.dimensions)
-        ),
+        "claims": verdicts.claims(phase, [row for row in rows if row["group"] == "all"], by_rank),
         "verdicts": rows,
         "transfer": verdicts.transfer(sweep, of_kind, fitted_on),
         "attribution": _without_parts(sweep, without, phase),
         "reliability": verdicts.reliability(sweep, estimators[0], args.n_bins),
     }
-    sources.write_atomically(args.out, evaluation.dose_response(sweep).to_parquet(index=False))
-    sources.write_atomically(args.summary, json.dumps(summary, indent=2) + "\n")
+    run.write(args.out, evaluation.dose_response(sweep))
+    run.write(args.summary, summary)
     sources.keep_shards(args.logits[0].parent, "logits", len(args.logits))
     for claim in summary["claims"]:
         stages.log.info("%(claim)s: %(outcome)s. %(evidence)s", claim)
 
 
-def _sweep(args, prompts: pd.DataFrame):
+def _sweep(args, run: runs.Run):
     """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
-    fitted = sources.load_tensors(args.directions)
-    shards = [sources.load_tensors(path) for path in args.logits]
-    logits = {name: torch.cat([one[name] for one in shards]).numpy() for name in shards[0]}
+    prompts, fitted = run.prompts, run.read(args.directions)
+    shards, order = run.shards(args.logits)
+    names = [name for name in shards[0] if name != "rows"]
+    logits = {name: torch.cat([one[name] for one in shards])[order].numpy() for name in names}
     without = logits.pop("without", None)
     sweep = evaluation.Sweep(
         logits=logits,
