@@ -159,6 +159,7 @@ class Chain:
         self.run(
             "figure",
             **self.tables(*plates.TABLES),
+            title="m on own",
             png=self.path("curves.png"),
             pdfs=self.path("letters.pdf"),
             csvs=self.path("letters.csv"),
@@ -181,7 +182,7 @@ class Chain:
     def atlas(self):
         self.run(
             "atlas",
-            reports="m-own",
+            pairs="m/own",
             metrics=self.path("metrics.parquet"),
             phases=self.path("phase.json"),
             summaries=self.path("summary.json"),
