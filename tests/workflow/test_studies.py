@@ -64,8 +64,9 @@ def test_names_that_look_alike_share_no_page(tmp_path):
     folder = copy_to(tmp_path / "study")
     models, sets = ["llm", "llm-mmlu", "v1.5", "v1-5"], ["mmlu-pro", "pro", "pro.figures"]
     (folder / "own.csv").write_text("question,A,B,answer\n")
+    source = {"hub": {"repo": "some/model", "revision": 40 * "0"}, "licence": "none"}
     for registry, entries in {
-        "models": {name: {"folder": name, "licence": "none"} for name in models},
+        "models": dict.fromkeys(models, source),
         "questions": {name: {"file": "own.csv"} for name in sets},
     }.items():
         (folder / f"config/{registry}.yaml").write_text(yaml.safe_dump(entries))
