@@ -44,7 +44,14 @@ rule fetch_model:
     input:
         code=expand(
             "src/layercal/{module}.py",
-            module=["hub", "sources", "weights", "stages/fetch_model"],
+            module=[
+                "gguf_config",
+                "gguf_files",
+                "hub",
+                "sources",
+                "weights",
+                "stages/fetch_model",
+            ],
         ),
     output:
         manifest="resources/models/{model}/manifest.json",

@@ -1,0 +1,49 @@
+"""A GGUF file -> a model folder in transformers' layout that gives the numbers the file gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layercal import InputError
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Turn a quantised GGUF file into dense bfloat16 safetensors with config and tokenizer.
+
+    Parameters
+    ----------
+    gguf : path
+    folder : path
+        Filled in transformers' layout.
+
+    Raises
+    ------
+    InputError
+        If the file says something that transformers would pass over, as
+        :func:`layercal.gguf_config.read_config` says, or weights are missing or do not fit:
+        transformers would only warn and draw them at random.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from layercal import gguf_config
+
+    model, found = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        config=gguf_config.read_config(gguf),
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        output_loading_info=True,
+    )
+    for problem, names in (
+        ("it lacks", found["missing_keys"]),
+        ("of another shape than its config says:", {key for key, *_ in found["mismatched_keys"]}),
+        ("without a place in the model:", found["unexpected_keys"]),
+    ):
+        if names:
+            raise InputError(f"{gguf.name}: {problem} {', '.join(sorted(names))}")
+    model.save_pretrained(folder)
+    del model
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
