@@ -20,14 +20,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     ------
     InputError
         If the file says something that transformers would pass over, as
-        :func:`layercal.gguf_config.read_config` says, or weights are missing or do not fit:
-        transformers would only warn and draw them at random.
+        :func:`layercal.gguf_config.read_config` and :func:`layercal.gguf_tokenizer.read_tokenizer`
+        say, or weights are missing or do not fit: transformers would only warn and draw them at
+        random.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    from layercal import gguf_config
+    from layercal import gguf_config, gguf_tokenizer
 
+    tokenizer = gguf_tokenizer.read_tokenizer(gguf)
     model, found = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -46,4 +48,4 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             raise InputError(f"{gguf.name}: {problem} {', '.join(sorted(names))}")
     model.save_pretrained(folder)
     del model
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -19,7 +19,7 @@ rule tokenize_prompts:
         template=template,
         code=expand(
             "src/layercal/{module}.py",
-            module=["prompts", "questions", "sources", "stages/prompts"],
+            module=["prompts", "questions", "sources", "tokenizing", "stages/prompts"],
         ),
     output:
         prompts="results/extract/{model}/{questions}/prompts.parquet",

@@ -47,6 +47,7 @@ rule fetch_model:
             module=[
                 "gguf_config",
                 "gguf_files",
+                "gguf_tokenizer",
                 "hub",
                 "sources",
                 "weights",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import AutoTokenizer
 
-from layercal import InputError, prompts, questions, sources, stages
+from layercal import InputError, prompts, questions, sources, stages, tokenizing
 
 
 def main() -> None:
@@ -39,6 +39,7 @@ def stage(args) -> None:
         )
     stages.restore(args.manifest)
     tokenizer = AutoTokenizer.from_pretrained(args.manifest.parent, local_files_only=True)
+    tokenizing.match_sentencepiece(tokenizer, args.manifest.parent)
     template = prompts.template(args.prompt, tokenizer)
     shots = prompts.choose_shots(rows, pool, args.shots)
     rotations = prompts.rotations(rows) if args.option_order == "cyclic" else 1
@@ -69,6 +70,7 @@ def stage(args) -> None:
         written["n_tokens"].sum(),
         tokenizer.convert_ids_to_tokens(max(option_ids, key=len)),
     )
+    tokenizing.log_beginnings(tokenizer, input_ids)
     few = sum(len(some) < args.shots for some in shots)
     if few:
         stages.log.info("%d question(s) have fewer shots: their subjects hold no more", few)
