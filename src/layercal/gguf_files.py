@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layercal import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -19,22 +24,42 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     Raises
     ------
     InputError
-        If the file says something that transformers would pass over, as
-        :func:`layercal.gguf_config.read_config` and :func:`layercal.gguf_tokenizer.read_tokenizer`
-        say, or weights are missing or do not fit: transformers would only warn and draw them at
-        random.
+        As :func:`load_gguf` and :func:`layercal.gguf_tokenizer.read_tokenizer`.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
 
-    from layercal import gguf_config, gguf_tokenizer
+    from layercal import gguf_tokenizer
 
     tokenizer = gguf_tokenizer.read_tokenizer(gguf)
+    load_gguf(gguf, torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_gguf(gguf: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a GGUF file's model, its weights dequantised in float32 and then rounded.
+
+    Parameters
+    ----------
+    gguf : path
+        Alone in its folder: transformers prefers configs that lie beside it.
+    dtype : torch.dtype
+
+    Raises
+    ------
+    InputError
+        If the file says something that transformers would pass over, as
+        :func:`layercal.gguf_config.read_config` says, or weights are missing or do not fit:
+        transformers would only warn and draw them at random.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from layercal import gguf_config
+
     model, found = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         config=gguf_config.read_config(gguf),
-        dtype=torch.bfloat16,
+        dtype=dtype,
         quantization_config=GgufConfig(dequantize=True),
         ignore_mismatched_sizes=True,  # they are refused below, by name
         output_loading_info=True,
@@ -46,6 +71,4 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     ):
         if names:
             raise InputError(f"{gguf.name}: {problem} {', '.join(sorted(names))}")
-    model.save_pretrained(folder)
-    del model
-    tokenizer.save_pretrained(folder)
+    return model

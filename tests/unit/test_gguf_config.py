@@ -110,7 +110,12 @@ KINDS = {
         {"rope_freqs.weight": llama3_factors(500.0, 8, LLAMA3)},
     ),
     "bias": ("llama", {"attention_bias": True, "mlp_bias": True}, {}, {}),
-    "head width": ("llama", {"head_dim": 16}, {"attention.key_length": 16}, {}),
+    "head width": (
+        "llama",
+        {"head_dim": 16},
+        {"attention.key_length": 16, "attention.value_length": 16, "rope.dimension_count": 16},
+        {},
+    ),
     "partial": (
         "phi3",
         rope(partial_rotary_factor=0.75),
