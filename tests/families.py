@@ -109,37 +109,74 @@ def blocks_of(model, family: str):
     return reduce(getattr, FAMILIES[family][0].split("."), model)
 
 
-def write_gguf(path, model, tokenizer, without="none"):
-    """Write a Llama model with the names and the row order that llama.cpp uses."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+def write_gguf(path, model, tokenizer, without="none", states=(), factors=(), name="tiny"):
+    """Write a model with the names, keys, shifts and row order that llama.cpp's scripts use.
+
+    ``states`` are further keys of the architecture with their values, ``factors`` further tensors.
+    """
+    config, architecture = model.config, model.config.model_type.removesuffix("_text")
+    writer = gguf.GGUFWriter(path, architecture.replace("_", ""))
+    writer.add_name(name)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    gpt2 = architecture == "gpt2"
+    writer.add_feed_forward_length(4 * config.hidden_size if gpt2 else config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_head_count_kv(config.num_attention_heads if gpt2 else config.num_key_value_heads)
+    epsilons = {"rms_norm_eps": writer.add_layer_norm_rms_eps}
+    for name in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
+        epsilons[name] = writer.add_layer_norm_eps
+    for name in epsilons.keys() & set(dir(config)):
+        epsilons[name](getattr(config, name))
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(config.vocab_size)))
-    writer.add_token_merges(["Ġ A"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for key, value in dict(states).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+        add |= {float: writer.add_float32, list: writer.add_array}
+        add[type(value)](f"{writer.arch}.{key}", value)
+    write_gguf_tokenizer(writer, tokenizer, config.vocab_size)
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == writer.arch)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    tied = config.tie_word_embeddings
     for name, weight in model.state_dict().items():
-        if without in name:
+        if without in name or (tied and name == "lm_head.weight"):
             continue
-        rows = weight.numpy()
-        for part, heads in (
-            ("q_proj", config.num_attention_heads),
-            ("k_proj", config.num_key_value_heads),
-        ):
-            if part in name:
-                halves = rows.reshape(heads, 2, -1, rows.shape[1])
-                rows = halves.swapaxes(1, 2).reshape(rows.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=[".weight"]), rows)
+        if name.endswith("experts.gate_up_proj"):
+            place = name.split(".")[2]
+            for part, rows in zip(("gate", "up"), weight.chunk(2, 1), strict=True):
+                writer.add_tensor(f"blk.{place}.ffn_{part}_exps.weight", rows.numpy())
+            continue
+        gguf_name = names.get_name(name, try_suffixes=[".weight", ".bias"])
+        gguf_name += ".weight" * name.endswith("experts.down_proj")
+        writer.add_tensor(gguf_name, _as_llama_cpp_writes(name, weight, config))
+    for name, values in dict(factors).items():
+        writer.add_tensor(name, torch.tensor(values).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_gguf_tokenizer(writer, tokenizer, size):
+    """Add a byte-level tokenizer."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(size)))
+    writer.add_token_merges(["Ġ A"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+
+
+def _as_llama_cpp_writes(name, weight, config):
+    rows, kind = weight.numpy(), config.model_type
+    heads = {"q_proj": config.num_attention_heads}
+    heads["k_proj"] = getattr(config, "num_key_value_heads", 0)
+    for part in heads if kind == "llama" else ():
+        if part in name:
+            halves = rows.reshape(heads[part], 2, -1, *rows.shape[1:])
+            rows = halves.swapaxes(1, 2).reshape(rows.shape)
+    if kind.startswith(("gemma", "nemotron")) and name.endswith("norm.weight"):
+        rows = rows + 1
+    if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        rows = rows.T.copy()
+    return rows

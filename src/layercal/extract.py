@@ -84,7 +84,7 @@ def read(
     """
     if not len(input_ids):
         raise InputError("no prompts to extract residuals from")
-    batches = plan(input_ids, batch_tokens, model.takes_tails)
+    batches = plan(input_ids, batch_tokens, model.takes_tails, model.border)
     ahead = _of_shard(batches, input_ids, shard, shards)
     here = torch.tensor(sorted(row for batch in ahead for row in batch.rows), dtype=torch.long)
     shape = len(here), model.n_layers + 1, model.width
@@ -139,7 +139,10 @@ class Batch:
 
 
 def plan(
-    input_ids: Sequence[Sequence[int]], batch_tokens: int, takes_tails: Callable[[int], bool]
+    input_ids: Sequence[Sequence[int]],
+    batch_tokens: int,
+    takes_tails: Callable[[int], bool],
+    border: int | None = None,
 ) -> list[Batch]:
     """Divide prompts into batches that stay within a token budget.
 
@@ -155,14 +158,34 @@ def plan(
         longer prompt makes a batch of its own.
     takes_tails : function (tokens) -> bool
         Whether prompts of up to so many tokens can share a beginning.
+    border : int, optional
+        Prompts of more tokens than this run with other rotary frequencies, from their first token
+        on: they share no pass with shorter ones, and no beginning that is not itself longer.
     """
+    longer = [row for row, ids in enumerate(input_ids) if border is not None and len(ids) > border]
+    others = sorted({*range(len(input_ids))} - {*longer})
+    return [
+        *_plan_side(input_ids, longer, batch_tokens, takes_tails, least=border or 0),
+        *_plan_side(input_ids, others, batch_tokens, takes_tails),
+    ]
+
+
+def _plan_side(
+    input_ids: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    batch_tokens: int,
+    takes_tails: Callable[[int], bool],
+    least: int = 0,
+) -> list[Batch]:
+    """:func:`plan` for some rows, which share beginnings of ``least`` tokens or more."""
     batches, alone = [], []
-    for rows, shared in _alike(input_ids):
-        if len(rows) == 1 or not takes_tails(max(len(input_ids[row]) for row in rows)):
-            alone += rows
+    for group, shared in _alike(input_ids, rows):
+        longest = max(len(input_ids[row]) for row in group)
+        if len(group) == 1 or shared < least or not takes_tails(longest):
+            alone += group
             continue
         batch, tokens = [], 0
-        for row in rows:
+        for row in group:
             tail = len(input_ids[row]) - shared
             if batch and tokens + tail > batch_tokens:
                 batches.append(Batch(batch, shared))
@@ -187,12 +210,14 @@ def _of_shard(
     ]
 
 
-def _alike(input_ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], int]]:
+def _alike(
+    input_ids: Sequence[Sequence[int]], rows: Sequence[int]
+) -> Iterator[tuple[list[int], int]]:
     """Yield groups of rows and the number of tokens with which all rows of a group begin.
 
     At least one token of each row is left over.
     """
-    order = sorted(range(len(input_ids)), key=lambda row: list(input_ids[row]))
+    order = sorted(rows, key=lambda row: list(input_ids[row]))
     group, shared, longest = [], 0, 0
     for row in order:
         ids = input_ids[row]

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from layercal import InputError
+from layercal import InputError, tokenizing
 
 log = logging.getLogger("layercal")
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
@@ -79,7 +79,7 @@ def causal_model(
 
 
 def tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a folder's tokenizer.
+    """Load a folder's tokenizer; it cuts text as a sentencepiece file alone does.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTo
     Raises
     ------
     InputError
-        If there is none, or transformers cannot load it.
+        If there is none, or transformers cannot load it or cuts text otherwise.
     """
     check_files(Path(path))
     if not trust_remote_code and not any(any(Path(path).glob(name)) for name in TOKENIZER_FILES):
@@ -98,13 +98,15 @@ def tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTo
             "merges.txt); copy the files of the one that the model was trained with"
         )
     try:
-        return AutoTokenizer.from_pretrained(
+        found = AutoTokenizer.from_pretrained(
             path, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise InputError(
             f"{path}: no tokenizer that transformers can load: {first_words(error)}"
         ) from error
+    tokenizing.match_sentencepiece(found, Path(path))
+    return found
 
 
 def check_files(folder: Path) -> None:

@@ -113,6 +113,15 @@ class LensModel:
         """The dtype in which the blocks run."""
         return self.model.dtype
 
+    @cached_property
+    def border(self) -> int | None:
+        """Most tokens of a prompt that runs with the short factors of longrope; None without.
+
+        transformers chooses the factors of a whole pass by its last position, so that a pass must
+        be on one side, and what is cached for a prompt must have been made on the prompt's.
+        """
+        return structure.rope_border(self.model.config.get_text_config())
+
     @torch.inference_mode()
     def residuals(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Read the residual stream at the last real token of each row, at all layers.
@@ -225,6 +234,12 @@ class LensModel:
             with self._capture(torch.tensor([past])) as captured:
                 self._decode(input_ids, positions, past_key_values=cache, use_cache=True)
             cache.crop(-1)
+        elif past == self.border:
+            raise InputError(
+                f"a prompt of {past + 1} tokens cannot be steered in this model: its answer token "
+                "is the first to run with the long factors of longrope, and its cache is windowed; "
+                "show another number of shots"
+            )
         else:  # a sliding cache forgets what the answer token pushes out: keep it out of the cache
             before, answer = slice(None, past), slice(past, None)
             self._decode(

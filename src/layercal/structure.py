@@ -179,6 +179,23 @@ def last_of(parts: Sequence[Tensor]) -> Tensor:
     return torch.tensor([len(part) for part in parts]).cumsum(0) - 1
 
 
+def rope_border(config) -> int | None:
+    """Tokens up to which longrope scales by its short factors; None if one set holds for all.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+        Of the text model.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in (rope, *(each for each in rope.values() if isinstance(each, dict))):
+        if one.get("short_factor") != one.get("long_factor"):
+            return getattr(config, "original_max_position_embeddings", None) or one.get(
+                "original_max_position_embeddings"
+            )
+    return None
+
+
 @contextmanager
 def hook(block: nn.Module, act, before: bool = False):
     """Call ``act`` on the hidden states that enter or leave a module; it may change them.

