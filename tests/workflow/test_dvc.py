@@ -34,8 +34,9 @@ def make(folder, *arguments, **variables):
     """Run make with the environment of the tests in place of one of its own."""
     ready = folder / ".venv/ready"
     ready.parent.mkdir(exist_ok=True)
-    (ready.parent / "bin").unlink(missing_ok=True)
-    (ready.parent / "bin").symlink_to(Path(sys.executable).parent)
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (ready.parent / part).unlink(missing_ok=True)
+        (ready.parent / part).symlink_to(Path(sys.prefix, part))
     ready.touch()
     return call(folder, "make", *arguments, **variables)
 
