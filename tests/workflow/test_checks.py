@@ -60,15 +60,15 @@ def test_a_set_that_never_ran_is_planned(study):
     [
         ("resources/models/tiny/manifest.json", "fetch_model"),
         ("resources/questions/own.rejected.csv", "fetch_questions"),
-        (f"results/extract/{PART}/residuals-1.safetensors", "extract_residuals"),
-        (f"results/lens/{PART}/tuned.parquet", "read_lens"),
-        (f"metrics/{PART}.json", "measure_calibration"),
-        (f"results/directions/{PART}/neurons.parquet", "analyse_null_space"),
-        (f"results/steering/{PART}/logits-0.safetensors", "steer_prompts"),
-        ("reports/rendered/tiny-own/figures/cosines.pdf", "draw_figures"),
-        ("reports/rendered/tiny-own.ipynb", "render_report"),
-        ("reports/rendered/atlas.csv", "render_atlas"),
-        ("reports/rendered/workflow.pdf", "draw_workflow"),
+        (f"results/embedded/extract/{PART}/residuals-1.safetensors", "extract_residuals"),
+        (f"results/embedded/lens/{PART}/tuned.parquet", "read_lens"),
+        (f"metrics/embedded/{PART}.json", "measure_calibration"),
+        (f"results/embedded/directions/{PART}/neurons.parquet", "analyse_null_space"),
+        (f"results/embedded/steering/{PART}/logits-0.safetensors", "steer_prompts"),
+        ("reports/rendered/embedded/tiny/figures/own/cosines.pdf", "draw_figures"),
+        ("reports/rendered/embedded/tiny/own.ipynb", "render_report"),
+        ("reports/rendered/embedded/atlas.csv", "render_atlas"),
+        ("reports/rendered/embedded/workflow.pdf", "draw_workflow"),
     ],
 )
 def test_a_deleted_result_is_made_again(study, path, rule):
@@ -77,7 +77,7 @@ def test_a_deleted_result_is_made_again(study, path, rule):
 
 
 def test_a_stage_alone_makes_again_what_is_missing_of_it(study):
-    (study / f"metrics/{PART}.json").unlink()
+    (study / f"metrics/embedded/{PART}.json").unlink()
     assert planned(study, "lens") == {"measure_calibration": 1, "lens": 1}
 
 
@@ -171,7 +171,7 @@ def test_dvc_in_a_clone_without_the_folder_of_the_model(study):
 
 def test_slips_are_said_in_one_line(study):
     shutil.copy(study / "config/config.yaml", study / "mine.yaml")
-    phase = f"results/lens/{PART}/phase.json"
+    phase = f"results/embedded/lens/{PART}/phase.json"
     for target in ("lens", phase):
         done = snakemake(study, "-n", "--configfile", "mine.yaml", target)
         assert done.returncode == 1
@@ -189,8 +189,11 @@ def test_slips_are_said_in_one_line(study):
 
 
 def test_numbers_inside_of_an_override(study):
-    again = planned(study, "lens", "--config", "phase={tolerance: 0.05}")
-    assert again == {"measure_calibration": 1, "lens": 1}
+    again = planned(study, "lens", "--config", "study=other", "phase={tolerance: 0.05}")
+    assert again["measure_calibration"] == 1
+    assert "phase.tolerance: 0.05, its own: 0.02" in refused(
+        study, "lens", "--config", "phase={tolerance: 0.05}"
+    )
     assert "phase.tolerance: found 'x'; expected number" in refused(
         study, "lens", "--config", "phase={tolerance: x}"
     )
@@ -206,7 +209,7 @@ def test_home_in_paths(study, tmp_path):
 
 @pytest.mark.parametrize("moment", ["Building DAG", "Extracting residuals"])
 def test_an_interrupt_is_one_line(study, moment):
-    (study / f"results/extract/{PART}/residuals-1.safetensors").unlink()
+    (study / f"results/embedded/extract/{PART}/residuals-1.safetensors").unlink()
     run = subprocess.Popen(
         ["snakemake", "extract"],
         cwd=study,
