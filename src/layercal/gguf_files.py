@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# raised whenever a file would come out otherwise: what an older version converted is not used again
+CONVERSION = 2
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Turn a quantised GGUF file into dense bfloat16 safetensors with config and tokenizer.
 

