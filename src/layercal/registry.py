@@ -39,7 +39,7 @@ def read_yaml(path: Path):
         If it cannot be read, is no YAML, or names a key twice; with the line.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Strict)
+        return _Strict(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -123,6 +123,7 @@ def test_rotations_of_five_options(rng):
     by_option, answer = rng.normal(size=(6, 5)), rng.integers(0, 5, 6)
     rows = [
         {
+            "question_id": q,
             "permutation": r,
             "layer": 0,
             "answer": (answer[q] - r) % 5,
