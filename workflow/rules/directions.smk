@@ -34,7 +34,9 @@ rule fit_directions:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "accuracy",
                 "calibration",
+                "differences",
                 "dimensions",
                 "directions",
                 "model",
@@ -108,7 +110,9 @@ rule analyse_null_space:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "accuracy",
                 "calibration",
+                "differences",
                 "model",
                 "nullspace",
                 "resampling",

@@ -36,7 +36,7 @@ def stage(args) -> None:
     prompts, phase = pd.read_parquet(args.prompts), json.loads(args.phase.read_text())
     sweep, without = _sweep(args, prompts)
     estimators = list(directions.estimators(args.estimators, args.ranks))
-    above_chance = phase["accuracy_final_low"] > phase["chance"]
+    above_chance = phase["above_chance"]
     rows = verdicts.summarise(sweep, estimators, above_chance)
     groups = {
         name: inside
