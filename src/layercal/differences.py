@@ -63,8 +63,11 @@ def error_difference(
     -------
     Difference
     """
+    value = a.estimate - b.estimate
+    farthest = max(_farthest(a, b), abs(value))
+    if farthest <= RESOLUTION:
+        return Difference(value, -farthest, farthest, 1.0)
     found = contrast([a, b], [1, -1], picked_from, level)
-    farthest = _farthest(a, b)
     low, high = max(found.low, -farthest), min(found.high, farthest)
     return Difference(found.value, min(low, farthest), max(high, -farthest), found.p)
 

@@ -44,17 +44,21 @@ def sweep_layers(peak: int, final: int, most: int) -> list[int]:
     return sorted({round(layer) for layer in np.linspace(peak, final, min(most, final - peak + 1))})
 
 
-def settled_layer(correct: np.ndarray, margin: float, cluster: np.ndarray | None = None) -> int:
+def settled_layer(
+    correct: np.ndarray, margin: float, tolerance: float, cluster: np.ndarray | None = None
+) -> int:
     """First layer from which on accuracy is shown to equal its final value within a margin.
 
     Equivalence tests (two one-sided ones at 0.05 each, by :func:`accuracy.paired_interval`) go down
     from the last layer and stop at the first that fails, so that a layer whose accuracy is off by
-    the margin or more is called settled in 0.05 at most, however many layers there are.
+    the margin or more is called settled in 0.05 at most, however many layers there are. They stop,
+    too, where accuracy is shown to be off by more than the tolerance, which is what decides where
+    there are questions enough.
 
     Parameters
     ----------
     correct : array, shape (L + 1, n)
-    margin : float
+    margin, tolerance : float
     cluster : array of int, shape (n,), optional
 
     Returns
@@ -63,8 +67,9 @@ def settled_layer(correct: np.ndarray, margin: float, cluster: np.ndarray | None
         L if nothing is shown.
     """
     for layer in range(len(correct) - 2, -1, -1):
-        bounds = accuracy.paired_interval(correct[-1], correct[layer], cluster, 1 - 2 * LEVEL)
-        if not resampling.equivalent(*bounds, margin):
+        low, high = accuracy.paired_interval(correct[-1], correct[layer], cluster, 1 - 2 * LEVEL)
+        off = low > tolerance or high < -tolerance
+        if off or not resampling.equivalent(low, high, margin):
             return layer + 1
     return 0
 
@@ -144,10 +149,10 @@ def detect(
         interval, ``chance``, ``chance_p``, ``above_chance``, ``top_letter``; ``decision_layer``,
         ``peak_layer`` (largest ECE from the decision layer on), ``final_layer``; ``ece_peak``,
         ``ece_final``, ``correction`` (their difference) with ``ci_low``, ``ci_high`` and ``p``,
-        which allow for the peak having been picked; ``settled_layer`` and the ``margin`` it is
-        shown for; ``first_layer``, from which on ECE must fall; ``trend``, the fall of a straight
-        line fitted to ECE from there to the end, with ``trend_low``, ``trend_high`` and
-        ``trend_p``; ``order_p``; ``resampled_share``.
+        which allow for the peak having been picked; ``settled_layer``, from which on ECE
+        must fall, and the ``margin`` it is shown for; ``trend``, the fall of a straight line fitted
+        to ECE from there to the end, with ``trend_low``, ``trend_high`` and ``trend_p``;
+        ``order_p``; ``resampled_share``.
     """
     final, n = len(confidence) - 1, confidence.shape[-1]
     curve = correct.mean(-1)
@@ -160,8 +165,7 @@ def detect(
     peak = decision + int(np.argmax(ece[decision:]))
     found = differences.error_difference(samples[peak], samples[final], max(1, final - decision))
     margin = CLIMB * max(0.0, known.accuracy - known.chance)
-    settled = settled_layer(correct, margin, cluster)
-    first = max(decision, settled)
+    first = settled_layer(correct, margin, tolerance, cluster)
     trend, whole = _fall(samples[first:]), _fall(samples[decision:])
     low, high = resampling.interval(curve[final], weights @ correct[final] / n)
     resampled = np.stack([sample.statistic(sample.noise + sample.gap) for sample in samples])
@@ -183,9 +187,8 @@ def detect(
         "ci_low": found.low,
         "ci_high": found.high,
         "p": found.p,
-        "settled_layer": settled,
+        "settled_layer": first,
         "margin": margin,
-        "first_layer": first,
         "trend": trend.value,
         "trend_low": trend.low,
         "trend_high": trend.high,
@@ -211,7 +214,7 @@ def _outcome(found: dict) -> str:
         return "at chance"
     if found["rises"]:
         return "no phase"
-    settled = found["final_layer"] - found["first_layer"] + 1 >= FEWEST
+    settled = found["final_layer"] - found["settled_layer"] + 1 >= FEWEST
     falls = found["trend_p"] <= LEVEL and found["trend"] > 0 and found["order_p"] <= LEVEL
     return "exists" if settled and falls else "undecided"
 
@@ -236,10 +239,11 @@ def _reason(found: dict) -> str:
         f"{found['ece_final']:.3f} at layer {final}, a correction of {found['correction']:.3f} "
         f"(95 % CI {found['ci_low']:.3f} to {found['ci_high']:.3f})"
     )
+    first = found["settled_layer"]
     line = (
         f"a straight line through ECE falls by {found['trend']:.3f} (95 % CI "
-        f"{found['trend_low']:.3f} to {found['trend_high']:.3f}) from layer {found['first_layer']} "
-        f"to {final}, and layers in any order would fall so in {found['order_p']:.2g}"
+        f"{found['trend_low']:.3f} to {found['trend_high']:.3f}) from layer {first} to {final}, "
+        f"and layers in any order would fall so in {found['order_p']:.2g}"
     )
     within = f"within {found['margin']:.3f}, a quarter of its lead over chance"
     if outcome == "no phase":
@@ -248,20 +252,13 @@ def _reason(found: dict) -> str:
             f"{found['decision_layer']} on, to {found['ece_final']:.3f} at layer {final}. {share}"
         )
     if outcome == "exists":
-        return (
-            f"The phase exists: {above}, accuracy has settled from layer {found['first_layer']} on "
-            f"({within}), {line}; {ends}. {share}"
-        )
-    if final - found["decision_layer"] + 1 < FEWEST:
+        settled = f"accuracy has settled from layer {first} on ({within})"
+        return f"The phase exists: {above}, {settled}, {line}; {ends}. {share}"
+    if final - first + 1 < FEWEST:
         why = (
-            f"accuracy settles at layer {found['decision_layer']} of {final} only, too late to see "
-            f"ECE fall over {FEWEST} layers"
-        )
-    elif final - found["first_layer"] + 1 < FEWEST:
-        why = (
-            f"accuracy stays near its final value from layer {found['decision_layer']} on, but is "
-            f"shown to be {within}, from layer {found['settled_layer']} on only; this takes more "
-            "questions"
+            f"accuracy is shown to be {within}, from layer {first} on only, too "
+            f"late to see ECE fall over {FEWEST} layers (its curve stays near the final value from "
+            f"layer {found['decision_layer']} on; to show it takes more questions)"
         )
     else:
         why = f"ECE is not shown to fall: {line}"
