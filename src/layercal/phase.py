@@ -124,9 +124,9 @@ def detect(
     """Decide whether a model shows a confidence correction phase.
 
     It exists if final accuracy lies above chance, accuracy is shown to have settled
-    (:func:`settled_layer`) at least ``FEWEST`` layers from the end, and over the settled layers ECE
-    falls with depth, by more than the sample of questions explains and by more than layers in any
-    order would.
+    (:func:`settled_layer`) over at least ``FEWEST`` layers, and over these ECE falls with depth, by
+    more than the sample of questions explains and by more than layers in any order would. It is
+    shown not to if over these ECE rises in the same sense.
 
     Parameters
     ----------
@@ -166,7 +166,8 @@ def detect(
     found = differences.error_difference(samples[peak], samples[final], max(1, final - decision))
     margin = CLIMB * max(0.0, known.accuracy - known.chance)
     first = settled_layer(correct, margin, tolerance, cluster)
-    trend, whole = _fall(samples[first:]), _fall(samples[decision:])
+    trend = _fall(samples[first:])
+    rises = trend.p <= LEVEL and trend.value < 0 and order_p(-ece[first:]) <= LEVEL
     low, high = resampling.interval(curve[final], weights @ correct[final] / n)
     resampled = np.stack([sample.statistic(sample.noise + sample.gap) for sample in samples])
     phase = {
@@ -194,7 +195,7 @@ def detect(
         "trend_high": trend.high,
         "trend_p": trend.p,
         "order_p": order_p(ece[first:]),
-        "rises": bool(whole.p <= LEVEL and whole.value < 0),
+        "rises": bool(rises),
         "resampled_share": share_of_resamples(correct, resampled, weights, known.chance, tolerance),
     }
     outcome = _outcome(phase)
@@ -248,8 +249,8 @@ def _reason(found: dict) -> str:
     within = f"within {found['margin']:.3f}, a quarter of its lead over chance"
     if outcome == "no phase":
         return (
-            f"No phase: {above}, and ECE rises from the decision layer "
-            f"{found['decision_layer']} on, to {found['ece_final']:.3f} at layer {final}. {share}"
+            f"No phase: {above}, and over the layers from {first} on, at which it has settled "
+            f"({within}), ECE rises, to {found['ece_final']:.3f} at the last. {share}"
         )
     if outcome == "exists":
         settled = f"accuracy has settled from layer {first} on ({within})"

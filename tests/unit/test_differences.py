@@ -60,13 +60,14 @@ def test_what_hardly_differs_is_not_told_apart(n, scale, factor):
         weights = resampling.resample_weights(n, 300, seed)
         a, b = (read(logits * by, answer, weights) for by in (scale * factor, scale))
         found = differences.error_difference(a, b)
-        assert found.p > 0.5
+        moved = [softmax(scale * by * logits, -1).max(-1) for by in (factor, 1)]
+        crossed = resampling.bin_index(moved[0], 10) != resampling.bin_index(moved[1], 10)
         assert found.low <= 0 <= found.high
-        moved = np.abs(softmax(scale * factor * logits, -1) - softmax(scale * logits, -1)).max()
-        crossed = resampling.bin_index(softmax(scale * factor * logits, -1).max(-1), 10)
-        crossed = crossed != resampling.bin_index(softmax(scale * logits, -1).max(-1), 10)
-        if not crossed.any():
-            assert found.high - found.low <= 2.5 * moved
+        if crossed.any():  # one question more in a bin is a difference that can be seen
+            assert found.p > 0.1
+        else:
+            assert found.p == 1
+            assert found.high - found.low <= 2.5 * np.abs(moved[0] - moved[1]).max()
 
 
 @settings(max_examples=40, deadline=None)

@@ -98,7 +98,7 @@ def test_no_phase_when_calibration_gets_worse(rng):
     assert found["outcome"] == "no phase" and found["rises"]
     assert found["correction"] == found["ci_low"] == found["ci_high"] == 0
     assert found["trend_high"] < 0
-    assert "ECE rises" in found["reason"]
+    assert "ECE rises" in found["reason"] and "at the last" in found["reason"]
 
 
 def test_a_last_layer_that_is_worst_by_chance_does_not_rise(rng):
