@@ -87,29 +87,37 @@ def order_p(ece: np.ndarray) -> float:
     return float(kendalltau(np.arange(len(ece)), ece, alternative="less").pvalue)
 
 
-def share_of_resamples(
-    correct: np.ndarray, ece: np.ndarray, weights: np.ndarray, chance: float, tolerance: float
-) -> float:
-    """Share of the resamples of the questions in which the curves alone show a phase.
-
-    Accuracy ends above chance, and from the decision layer of the resample on there are at least
-    ``FEWEST`` layers, over which ECE falls (:func:`order_p`).
+def resampled_rule(
+    curves: np.ndarray, ece: np.ndarray, chance: float, margin: float, tolerance: float
+) -> dict:
+    """What the rule, without its tests, says of each resample of the questions.
 
     Parameters
     ----------
-    correct : array, shape (L + 1, n)
-    ece : array, shape (L + 1, draws)
-        Resampled.
-    weights : array, shape (draws, n)
-    chance, tolerance : float
+    curves, ece : array, shape (draws, L + 1)
+        Resampled accuracy and ECE.
+    chance, margin, tolerance : float
+
+    Returns
+    -------
+    dict
+        ``resampled_share`` in which there is a phase: accuracy ends above chance, it stays within
+        the margin of its final value over at least ``FEWEST`` layers, and ECE falls over these
+        (:func:`order_p`); ``decision_layer_low`` and ``decision_layer_high``, between which the
+        decision layer lies in 90 %.
     """
-    curves = weights @ correct.T.astype(np.float32) / correct.shape[-1]
-    found = 0
-    for curve, errors in zip(curves, ece.T, strict=True):
-        first = decision_layer(curve, tolerance)
+    there, decisions = 0, []
+    for curve, errors in zip(curves, ece, strict=True):
+        first = decision_layer(curve, margin)
+        decisions.append(decision_layer(curve, tolerance))
         if curve[-1] > chance and len(curve) - first >= FEWEST:
-            found += order_p(errors[first:]) <= LEVEL
-    return found / len(curves)
+            there += order_p(errors[first:]) <= LEVEL
+    low, high = np.quantile(decisions, [0.05, 0.95], method="inverted_cdf")
+    return {
+        "resampled_share": there / len(curves),
+        "decision_layer_low": int(low),
+        "decision_layer_high": int(high),
+    }
 
 
 def detect(
@@ -152,7 +160,7 @@ def detect(
         which allow for the peak having been picked; ``settled_layer``, from which on ECE
         must fall, and the ``margin`` it is shown for; ``trend``, the fall of a straight line fitted
         to ECE from there to the end, with ``trend_low``, ``trend_high`` and ``trend_p``;
-        ``order_p``; ``resampled_share``.
+        ``order_p``; what :func:`resampled_rule` adds.
     """
     final, n = len(confidence) - 1, confidence.shape[-1]
     curve = correct.mean(-1)
@@ -168,8 +176,9 @@ def detect(
     first = settled_layer(correct, margin, tolerance, cluster)
     trend = _fall(samples[first:])
     rises = trend.p <= LEVEL and trend.value < 0 and order_p(-ece[first:]) <= LEVEL
-    low, high = resampling.interval(curve[final], weights @ correct[final] / n)
-    resampled = np.stack([sample.statistic(sample.noise + sample.gap) for sample in samples])
+    resampled = np.stack([one.statistic(one.noise + one.gap) for one in samples], -1)
+    curves = weights @ correct.T.astype(np.float32) / n
+    low, high = resampling.interval(curve[final], curves[:, final])
     phase = {
         "decision_layer": decision,
         "peak_layer": peak,
@@ -196,7 +205,7 @@ def detect(
         "trend_p": trend.p,
         "order_p": order_p(ece[first:]),
         "rises": bool(rises),
-        "resampled_share": share_of_resamples(correct, resampled, weights, known.chance, tolerance),
+        **resampled_rule(curves, resampled, known.chance, margin, tolerance),
     }
     outcome = _outcome(phase)
     return {**phase, "outcome": outcome, "exists": outcome == "exists", "reason": _reason(phase)}
@@ -234,7 +243,7 @@ def _reason(found: dict) -> str:
             "does not know the answers has no correction to show, whatever its ECE does."
         )
     above = f"{accuracy_said} lies above chance ({letters})"
-    share = f"The curves show a phase in {found['resampled_share']:.0%} of the resamples."
+    share = f"Without tests, {found['resampled_share']:.0%} of the resamples show a phase."
     ends = (
         f"ECE goes from {found['ece_peak']:.3f} at layer {found['peak_layer']} to "
         f"{found['ece_final']:.3f} at layer {final}, a correction of {found['correction']:.3f} "
