@@ -32,7 +32,7 @@ def test_calibrated_models_are_seldom_above_their_floor(name, monkeypatch):
     [
         ("0, 0", 0.05),
         ("0.10, 0.10", 0.05),
-        ("0.06 over, 0.06 under", 0.10),  # 0.32 where only gaps as they came out are tried
+        ("0.06 over, 0.06 under", 0.05),  # 0.32 where only gaps as they came out are tried
     ],
 )
 def test_equal_errors_are_seldom_told_apart(name, level, monkeypatch):
@@ -55,7 +55,6 @@ def test_mce_of_full_bins_covers(monkeypatch):
     for name in ("ECE 0, bins of 30", "ECE 0.1, bins of 30"):
         found = rates("mce", name, 281, 60, monkeypatch)
         assert found["covers"] >= 1 - at_most(0.07, 60)
-        assert found["below .002"] == 0
 
 
 @pytest.mark.parametrize("name", coverage.PARTS["accuracy"])
