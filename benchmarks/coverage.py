@@ -1,23 +1,25 @@
-"""Are the intervals and the phase detector honest? Simulated models whose true errors are known.
+"""Are intervals, p-values and verdicts honest? Simulated models whose truth is known.
 
 A question has a true distribution p over four options, from which its answer is drawn. A reading
 sees p with options swapped with probability s and answers with what then is its exact posterior, so
-it is perfectly calibrated whatever s is; raised to a power and normalised, it is overconfident by a
-known amount. Readings of one question share its p and its answer, as layers do.
+it is perfectly calibrated whatever s is; raised to a power and normalised, it is over- (or, below
+1, under-) confident by a known amount. Readings of one question share its p and its answer.
 
-    python benchmarks/coverage.py                 # all tables, some ten minutes on two cores
-    python benchmarks/coverage.py --part floor --repeats 200
+    python benchmarks/coverage.py                 # all tables; hours on two cores
+    python benchmarks/coverage.py --part floor --repeats 200 --sizes 281
 """
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 
 import numpy as np
+from scipy.special import expit, logit, ndtri
 from tqdm import tqdm
 
-from layercal import calibration, phase, resampling
+from layercal import accuracy, calibration, differences, phase, resampling
 
-SIZES = (285, 1000, 4705)
+SIZES = (281, 1500)
 DRAWS = 1000
 
 
@@ -40,10 +42,10 @@ def pairs(p, answer):
     return p.max(-1), (p.argmax(-1) == answer).astype(float)
 
 
-def true_ece(swap, power, n=1_000_000):
+@cache
+def true_ece(swap, power, n=200_000):
     """ECE of a reading without sampling noise: correctness replaced by its chance."""
-    rng = np.random.default_rng(1)
-    p, _ = questions(rng, n)
+    p, _ = questions(np.random.default_rng(1), n)
     calibrated = reading(np.random.default_rng(2), p, swap, 1)
     said = reading(np.random.default_rng(2), p, swap, power)
     chance = np.take_along_axis(calibrated, said.argmax(-1)[:, None], -1)[:, 0]
@@ -51,117 +53,247 @@ def true_ece(swap, power, n=1_000_000):
     return np.abs(np.bincount(bins, chance - said.max(-1), 10)).sum() / n
 
 
-def power_for(ece, swap, n=200_000):
-    """Power at which a reading has this ECE."""
-    low, high = 1.0, 6.0
+@cache
+def power_for(ece, swap):
+    """Power at which a reading has this ECE; below 1 for a negative one, underconfident."""
     if ece == 0:
         return 1.0
+    near, far = 1.0, 6.0 if ece > 0 else 0.05
     for _ in range(18):
-        middle = (low + high) / 2
-        low, high = (middle, high) if true_ece(swap, middle, n) < ece else (low, middle)
-    return (low + high) / 2
+        middle = (near + far) / 2
+        near, far = (middle, far) if true_ece(swap, middle) < abs(ece) else (near, middle)
+    return (near + far) / 2
 
 
-PAIRS = {  # true ECE of reading a and of reading b
-    "calibrated, calibrated": (0.0, 0.0),
-    "0.20, calibrated": (0.20, 0.0),
-    "0.20, 0.08": (0.20, 0.08),
-    "0.10, 0.10": (0.10, 0.10),
-    "0.03, calibrated": (0.03, 0.0),
-}
+def floor_once(seed, n, copies):
+    """Whether a calibrated model lies above its floor, by rows and by clusters."""
+    rng = np.random.default_rng(seed)
+    confidence = np.repeat(rng.uniform(0.25, 1, n), copies)
+    confidence = np.clip(confidence + 0.02 * rng.normal(size=len(confidence)), 0.25, 1)
+    cluster = np.repeat(np.arange(n), copies)
+    # 0.8 of the copies share their luck, as translations of one question do
+    luck = np.where(rng.random(n * copies) < 0.8, rng.random(n)[cluster], rng.random(n * copies))
+    correct = (luck < confidence).astype(float)
+    weights = resampling.cluster_weights(cluster, DRAWS, seed)
+    made = resampling.ece_sample(confidence, correct, weights)
+    uniform = rng.random((DRAWS, n * copies), np.float32)
+    rows, clusters = made.null([(uniform < confidence).astype(np.float32)]), made.null(None)
+    used = clusters if copies > 1 else rows
+    return {
+        "above, rows alone": made.estimate > np.quantile(rows, 0.95),
+        "above, as used": made.estimate > np.quantile(used, 0.95),
+    }
 
 
-def difference_once(seed, n, powers, swaps):
+def difference_once(seed, n, errors, swaps):
+    """Interval and p of the difference of two readings with these true errors."""
+    rng = np.random.default_rng(seed)
+    powers = [power_for(*pair) for pair in zip(errors, swaps, strict=True)]
+    truth = abs(errors[0]) - abs(errors[1])
+    p, answer = questions(rng, n)
+    weights = resampling.resample_weights(n, DRAWS, seed)
+    found = differences.error_difference(
+        *(
+            resampling.ece_sample(*pairs(reading(rng, p, *one), answer), weights)
+            for one in zip(swaps, powers, strict=True)
+        )
+    )
+    return {
+        "covers": found.low <= truth <= found.high,
+        "width": found.high - found.low,
+        "p <= .05": found.p <= 0.05,
+        "p <= .001": found.p <= 0.001,
+    }
+
+
+def same_once(seed, n, factor, power):
+    """Whether logits times nearly one are told apart."""
     rng = np.random.default_rng(seed)
     p, answer = questions(rng, n)
     weights = resampling.resample_weights(n, DRAWS, seed)
-    a, b = (
-        resampling.ece_sample(*pairs(reading(rng, p, swap, power), answer), weights)
-        for swap, power in zip(swaps, powers, strict=True)
+    found = differences.error_difference(
+        *(
+            resampling.ece_sample(*pairs(reading(rng, p, 0, power * by), answer), weights)
+            for by in (factor, 1)
+        )
     )
-    found = resampling.error_difference(a, b)
-    both = (
-        a.errors()[list(resampling.SCALES).index(1)],
-        b.errors()[list(resampling.SCALES).index(1)],
-    )
-    low, high = resampling.interval(found.value, both[0] - both[1])
-    return found.low, found.high, found.p, low, high
+    return {"p <= .05": found.p <= 0.05, "width": found.high - found.low}
 
 
-def floor_once(seed, n):
+def mce_once(seed, n, error, min_count):
+    """Whether the interval of MCE covers its truth, over the bins that count."""
     rng = np.random.default_rng(seed)
-    confidence = rng.uniform(0.25, 1, n)
-    return calibration.ece(confidence, rng.random(n) < confidence)
+    p, answer = questions(rng, n)
+    weights = resampling.resample_weights(n, DRAWS, seed)
+    said = reading(rng, p, 0.0, power_for(error, 0.0))
+    made = resampling.mce_sample(*pairs(said, answer), weights, 10, min_count)
+    bins = calibration.bin_index(said.max(-1), 10)
+    count = np.bincount(bins, minlength=10)
+    gap = np.bincount(bins, p.max(-1) - said.max(-1), 10) / np.maximum(count, 1)
+    truth = np.abs(gap[count >= min_count]).max()
+    low, high = resampling.error_interval(made)
+    return {"covers": low <= truth <= high, "width": high - low, "below .002": high - low < 0.002}
 
 
-LAYERS = np.linspace(0.12, 0, 8)  # how often each layer sees options swapped
-CURVES = {  # true ECE over the layers from the decision layer on
-    "constant, calibrated": [0.0] * 8,
-    "constant, 0.10": [0.10] * 8,
-    "phi-2-like, 0.20 to 0.08": [0.12, 0.15, 0.18, 0.20, 0.18, 0.15, 0.11, 0.08],
+def accuracy_once(seed, n, lost, copies):
+    """Whether a loss of accuracy at the margin of 0.02 is called kept, and no loss is."""
+    rng = np.random.default_rng(seed)
+    whole = rng.choice(3, (n, 1), p=[lost - 0.02, lost, 1.02 - 2 * lost])
+    alone = rng.choice(3, (n, copies), p=[lost - 0.02, lost, 1.02 - 2 * lost])
+    kind = np.where(rng.random((n, copies)) < (0.8 if copies > 1 else 1), whole, alone).ravel()
+    cluster = np.repeat(np.arange(n), copies)
+    low, high = accuracy.paired_interval(kind == 1, kind == 0, cluster)
+    weights = resampling.cluster_weights(cluster, DRAWS, seed)
+    change = (kind == 0) * 1.0 - (kind == 1)
+    basic = resampling.interval(change.mean(), weights @ change / len(change))
+    return {
+        "kept, bootstrap": basic[0] >= -0.02,
+        "kept, score": low >= -0.02,
+        "covers": low <= -0.02 <= high,
+    }
+
+
+def chance_once(seed, n, named, knows):
+    """Whether accuracy is called above chance, by 1 / 4 and by the letters named."""
+    rng = np.random.default_rng(seed)
+    answer = rng.choice(4, n, p=[0.23, 0.25, 0.255, 0.265])
+    predicted = np.where(rng.random(n) < named, 3, rng.integers(0, 4, n))
+    predicted = np.where(rng.random(n) < knows, answer, predicted)
+    weights = resampling.resample_weights(n, DRAWS, seed)
+    correct = (predicted == answer) * 1.0
+    low, _ = resampling.interval(correct.mean(), weights @ correct / n)
+    found = accuracy.above_chance(predicted, answer, draws=DRAWS, seed=seed)
+    return {"above 1/4": low > 0.25, "above its letters": found.above}
+
+
+def layers(rng, n, right, gap, persistence=0.96):
+    """Confidence and correctness over layers with these accuracies and overconfidences.
+
+    Correctness is a threshold of a normal score that each layer takes over from the one before with
+    this correlation, so that layers that know equally much still disagree now and then.
+    """
+    spread = rng.normal(0, 1, n)
+    score, confidence, correct = rng.normal(size=n), [], []
+    for a, g in zip(right, gap, strict=True):
+        chance = expit(logit(a) + spread)
+        fresh = rng.normal(size=n)
+        score = persistence * score + np.sqrt(1 - persistence**2) * fresh
+        correct.append(score < ndtri(chance))
+        confidence.append(np.clip(chance + g, 0.25, 1))
+    return np.stack(confidence), np.stack(correct)
+
+
+SUBJECT = [0.335, 0.324, 0.295, 0.242, 0.062]
+PHI = [0.20, 0.19, 0.18, 0.15, 0.11, 0.08]
+
+
+def phase_once(seed, n, right, gap):
+    """Verdict on layers with these accuracies and overconfidences, or exchangeable ones."""
+    rng = np.random.default_rng(seed)
+    gap = rng.uniform(0.02, 0.35, len(right)) if gap == "exchangeable" else gap
+    confidence, correct = layers(rng, n, right, gap)
+    weights = resampling.resample_weights(n, DRAWS, seed)
+    known = accuracy.AboveChance(float(correct[-1].mean()), 0.25, 0.001, 0.3)
+    found = phase.detect(confidence, correct, weights, known)
+    return {
+        "exists": found["exists"],
+        "no phase": found["outcome"] == "no phase",
+        "settled": found["final_layer"] - found["settled_layer"] + 1 >= phase.FEWEST,
+        "share of resamples": found["resampled_share"],
+    }
+
+
+LATE = [0.27, 0.33, 0.42]  # accuracies before it settles
+PARTS = {  # part -> what is simulated: (function of seed and n, further arguments)
+    "floor": {
+        "calibrated, independent rows": (floor_once, 1),
+        "calibrated, clusters of 7": (floor_once, 7),
+    },
+    "difference": {
+        "0, 0": (difference_once, (0, 0), (0.1, 0)),
+        "0.10, 0.10": (difference_once, (0.1, 0.1), (0.1, 0)),
+        "0.06 over, 0.06 under": (difference_once, (0.06, -0.06), (0, 0)),
+        "0.03 over, 0.03 under": (difference_once, (0.03, -0.03), (0, 0)),
+        "0.03, 0": (difference_once, (0.03, 0), (0.1, 0)),
+        "0.12, 0.06": (difference_once, (0.12, 0.06), (0.1, 0)),
+        "0.20, 0.12": (difference_once, (0.2, 0.12), (0.1, 0)),
+        "0.20, 0": (difference_once, (0.2, 0), (0.1, 0)),
+    },
+    "same": {
+        f"{name}, logits times {factor}": (same_once, factor, power)
+        for name, power in (("calibrated", 1), ("overconfident", 2))
+        for factor in (1.0001, 0.9999, 1 + 2e-8)
+    },
+    "mce": {
+        f"ECE {error}, bins of {least}": (mce_once, error, least)
+        for error in (0, 0.1)
+        for least in (1, 30)
+    },
+    "accuracy": {
+        "a loss at the margin": (accuracy_once, 0.06, 1),
+        "a loss at the margin, clusters of 7": (accuracy_once, 0.06, 7),
+        "a loss at the margin, few changes": (accuracy_once, 0.03, 1),
+    },
+    "chance": {
+        "the commonest letter": (chance_once, 1, 0),
+        "the commonest letter in .95": (chance_once, 0.95, 0),
+        "varied letters": (chance_once, 0, 0),
+        "knows .1": (chance_once, 0, 0.1),
+        "one letter in .9, knows .1": (chance_once, 0.9, 0.1),
+    },
+    "phase": {
+        "constant, calibrated": (phase_once, [*LATE, *[0.5] * 6], [0] * 9),
+        "constant, 0.10": (phase_once, [*LATE, *[0.5] * 6], [0.1] * 9),
+        "exchangeable layers": (phase_once, [*LATE, *[0.5] * 6], "exchangeable"),
+        "falls, accuracy rises .03 a layer": (
+            phase_once,
+            [0.29, 0.32, 0.35, 0.38, 0.41, 0.44, 0.47, 0.5],
+            [0.33, 0.33, 0.33, *SUBJECT],
+        ),
+        "falls, accuracy rises .02 a layer": (
+            phase_once,
+            [0.36, 0.38, 0.4, 0.42, 0.44, 0.46, 0.48, 0.5],
+            [0.33, 0.33, 0.33, *SUBJECT],
+        ),
+        "falls, four layers, the first a quarter of the climb short": (
+            phase_once,
+            [*LATE, 0.4375, 0.5, 0.5, 0.5],
+            [0.33, 0.33, 0.33, *SUBJECT[1:]],
+        ),
+        "a phase as measured, .335 to .062": (
+            phase_once,
+            [*LATE, *[0.5] * 5],
+            [0.33, 0.33, 0.33, *SUBJECT],
+        ),
+        "a phase, .20 to .08": (phase_once, [*LATE, *[0.5] * 6], [0.12, 0.15, 0.18, *PHI]),
+    },
 }
 
 
-def phase_once(seed, n, powers):
-    rng = np.random.default_rng(seed)
-    p, answer = questions(rng, n)
-    readings = [
-        pairs(reading(rng, p, swap, power), answer)
-        for swap, power in zip(LAYERS, powers, strict=True)
-    ]
-    confidence, correct = (np.stack(part) for part in zip(*readings, strict=True))
-    weights = resampling.resample_weights(n, DRAWS, seed)
-    # a tolerance wide enough for every layer to count: the most layers to pick a peak from
-    found = phase.detect(confidence, correct, weights, chance=0.25, tolerance=0.2)
-    return found["exists"]
-
-
-def repeat(pool, function, repeats, *arguments):
-    tasks = [(seed, *arguments) for seed in range(repeats)]
+def repeat(pool, function, repeats, n, *arguments):
+    """Mean of what a simulation returns over so many seeds, by name."""
+    tasks = [(seed, n, *arguments) for seed in range(repeats)]
     mapped = pool.map(function, *zip(*tasks, strict=True), chunksize=4)
-    return np.array(list(tqdm(mapped, total=repeats, leave=False, disable=None)))
+    found = list(tqdm(mapped, total=repeats, leave=False, disable=None))
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def main():
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--part", choices=["floor", "difference", "phase"], action="append")
-    made.add_argument("--repeats", type=int, default=1000)
+    made.add_argument("--part", choices=PARTS, action="append")
+    made.add_argument("--repeats", type=int, default=400)
+    made.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     args = made.parse_args()
-    parts = args.part or ["floor", "difference", "phase"]
     with ProcessPoolExecutor() as pool:
-        if "floor" in parts:
-            print("ECE (10 bins) of a perfectly calibrated model, confidence even over [0.25, 1]")
-            print("|    n | mean | 95th percentile |\n|---|---|---|")
-            for n in SIZES:
-                found = repeat(pool, floor_once, args.repeats, n)
-                print(f"| {n} | {found.mean():.3f} | {np.quantile(found, 0.95):.3f} |", flush=True)
-        if "difference" in parts:
-            print("\nCoverage of 95 % intervals of ECE differences")
-            print(
-                "| true ECE of the two | n | test inversion | width | p <= 0.05 | basic bootstrap |"
-            )
-            print("|---|---|---|---|---|---|")
-            swaps = (0.1, 0.0)
-            for name, errors in PAIRS.items():
-                powers = [power_for(e, s) for e, s in zip(errors, swaps, strict=True)]
-                truth = true_ece(swaps[0], powers[0]) - true_ece(swaps[1], powers[1])
-                for n in SIZES:
-                    found = repeat(pool, difference_once, args.repeats, n, powers, swaps)
-                    low, high, p, basic_low, basic_high = found.T
-                    print(
-                        f"| {name} | {n} | {((low <= truth) & (truth <= high)).mean():.3f} "
-                        f"| {(high - low).mean():.3f} | {(p <= 0.05).mean():.3f} "
-                        f"| {((basic_low <= truth) & (truth <= basic_high)).mean():.3f} |",
-                        flush=True,
-                    )
-        if "phase" in parts:
-            print("\nShare of models in which a phase is found")
-            print("| true ECE over 8 layers | n | found |\n|---|---|---|")
-            for name, curve in CURVES.items():
-                powers = [power_for(e, s) for e, s in zip(curve, LAYERS, strict=True)]
-                for n in SIZES:
-                    found = repeat(pool, phase_once, args.repeats, n, powers)
-                    print(f"| {name} | {n} | {found.mean():.3f} |", flush=True)
+        for part in args.part or PARTS:
+            for place, (name, (function, *arguments)) in enumerate(PARTS[part].items()):
+                for n in args.sizes:
+                    found = repeat(pool, function, args.repeats, n, *arguments)
+                    if place == 0 and n == args.sizes[0]:
+                        print(f"\n| {part} | n | {' | '.join(found)} |")
+                        print("|---" * (len(found) + 2) + "|")
+                    numbers = " | ".join(f"{value:.3f}" for value in found.values())
+                    print(f"| {name} | {n} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

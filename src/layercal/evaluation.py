@@ -181,7 +181,7 @@ def dose_response(sweep: Sweep) -> pd.DataFrame:
     DataFrame
         ``direction``, ``layer``, ``alpha``, ``eta`` (alpha times the mean residual norm), ``mode``,
         ``position``, ``fold`` ("held-out": each question under the fit without its fold),
-        ``metric``, ``value``, ``ci_low``, ``ci_high`` (NaN for random directions), ``n``.
+        ``metric``, ``value``, ``ci_low``, ``ci_high`` (NaN for random directions and MCE), ``n``.
     """
     rows = []
     for mode in sweep.modes:
@@ -212,8 +212,9 @@ def _measure(sweep: Sweep, confidence, correct, with_interval: bool) -> list[dic
     }
     bounds = dict.fromkeys(values, (np.nan, np.nan))
     if with_interval:
-        for metric, sample in sweep.errors(confidence, correct).items():
-            bounds[metric] = resampling.error_interval(sample)
+        # unfiltered, MCE has no honest interval
+        sample = sweep.errors(confidence, correct)["ece"]
+        bounds["ece"] = resampling.error_interval(sample)
         for metric, one in sweep.means(confidence, correct).items():
             bounds[metric] = resampling.interval(values[metric], sweep.resampled_mean(one))
     return [

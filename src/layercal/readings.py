@@ -185,17 +185,19 @@ def metric_table(
         ``layer``, ``metric``, ``value``, ``ci_low``, ``ci_high``, ``null_mean``, ``null_high``
         (95th percentile under perfect calibration), ``n``, ``n_bins`` (0 where not binned),
         ``reason`` (why a value is NaN, else empty). MCE over bins of at least c samples is named
-        ``mce`` for c = 1, else ``mce_min<c>``.
+        ``mce`` for c = 1, which has no interval, else ``mce_min<c>``.
     """
     weights = resampling.cluster_weights(read.cluster, draws, seed)
-    uniform = np.random.default_rng(seed).random(weights.shape, np.float32)
+    alone = not resampling.clustered(read.cluster)
+    uniform = np.random.default_rng(seed).random(weights.shape, np.float32) if alone else None
     rows = []
     for layer in range(len(read.logits)):
         one = read.layer(layer)
         means = one.per_question()
         means["auroc"] = auroc_values(one.confidence, one.correct)
         rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
-        outcomes = resampling.draw_outcomes(np.exp(one.log_probability), uniform)
+        probability = np.exp(one.log_probability)
+        outcomes = resampling.draw_outcomes(probability, uniform) if alone else None
         errors = one.errors(weights, n_bins, min_count)
         rows += [{"layer": layer, **_error_row(*error, outcomes)} for error in errors]
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
@@ -290,9 +292,13 @@ def _error_row(metric: str, n_bins: int, sample, outcomes) -> dict:
     row = {"metric": metric, "n_bins": n_bins}
     if isinstance(sample, str):
         return {**row, "value": np.nan, "reason": sample}
-    correct, by_option = outcomes
-    floor = sample.null(by_option if metric == "classwise_ece" else [correct])
-    low, high = resampling.error_interval(sample)
+    if outcomes is None:
+        floor = sample.null(None)
+    else:
+        correct, by_option = outcomes
+        floor = sample.null(by_option if metric == "classwise_ece" else [correct])
+    # a bin of one question is as good as known to its own resamples: no interval is honest
+    low, high = (np.nan, np.nan) if metric == "mce" else resampling.error_interval(sample)
     return {
         **row,
         "value": sample.estimate,

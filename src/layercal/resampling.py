@@ -1,4 +1,4 @@
-"""Bootstrap over questions, null floor, intervals, and tests over families of claims.
+"""Bootstrap over questions, null floor, intervals, and families of claims.
 
 A binned error is a norm of the vector of its bin gaps: ECE their weighted sum of absolute values,
 MCE their maximum. Estimated from a finite sample it is biased upward, the more the smaller the true
@@ -10,17 +10,13 @@ observed one is not extreme among resamples whose gaps were scaled to that true 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from layercal.calibration import bin_index, bin_table, rms_gap, smooth_bandwidth
 
 # multiples of the observed gaps that the inverted tests try
 SCALES = np.concatenate([np.linspace(0, 1.6, 17), [2.0, 3.0, 5.0]])
-# how much worse, in squared standard errors, the smaller of two explanations may fit
-SLACK = 0.5
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -91,7 +87,8 @@ class GapSample:
     """
 
     def __init__(self, blocks, weights, statistic: Statistic, size=None, ratio: bool = False):
-        self.blocks, self.statistic = blocks, statistic
+        self.blocks, self.weights = blocks, weights
+        self.statistic, self.size = statistic, size or statistic
         gaps, noise = [], []
         for columns, forecast, outcome in blocks:
             residual = (outcome - forecast).astype(np.float32)
@@ -102,27 +99,36 @@ class GapSample:
         self.gap = np.concatenate(gaps).astype(float)
         self.noise = np.concatenate(noise, -1)
         self.estimate = float(statistic(self.gap))
-        self.true = SCALES * float((size or statistic)(self.gap))
+        self.true = SCALES * float(self.size(self.gap))
 
     def errors(self) -> np.ndarray:
         """Resampled errors if the true one were ``self.true``; (scales, draws)."""
         scaled = SCALES.astype(np.float32)[:, None, None] * self.gap.astype(np.float32)
         return self.statistic(self.noise + scaled)
 
-    def null(self, outcomes: Sequence[np.ndarray]) -> np.ndarray:
+    def null(self, outcomes: Sequence[np.ndarray] | None) -> np.ndarray:
         """Errors of a perfectly calibrated model with these forecasts (the null floor); (draws,).
 
         Parameters
         ----------
-        outcomes : sequence of array, shape (draws, n)
+        outcomes : sequence of array, shape (draws, n), or None
             Outcomes drawn from the forecasts of each block (consistency resampling; Broecker &
-            Smith 2007, with the forecasts held fixed).
+            Smith 2007, with the forecasts held fixed), which takes rows as independent. None for
+            rows in clusters: how far they are right together shows in their resamples alone, which
+            with all true gaps at 0 are the floor.
         """
+        if outcomes is None:
+            return self.statistic(self.noise)
         gaps = [
             drawn @ columns - forecast.astype(np.float32) @ columns
             for drawn, (columns, forecast, _) in zip(outcomes, self.blocks, strict=True)
         ]
         return self.statistic(np.concatenate(gaps, -1))
+
+
+def clustered(cluster: np.ndarray) -> bool:
+    """Whether any two rows belong together."""
+    return len(np.unique(cluster)) < len(cluster)
 
 
 def sum_of_gaps(gap: np.ndarray) -> np.ndarray:
@@ -168,8 +174,7 @@ def mce_sample(confidence, correct, weights, n_bins: int = 10, min_count: int = 
     count = member.sum(0)
     if not (count >= min_count).any():
         return None
-    kept = count >= min_count
-    columns = member[:, kept] / count[kept]
+    columns = member * (count >= min_count) / np.maximum(count, 1)
     return GapSample([(columns, confidence, correct)], weights, largest_gap, ratio=True)
 
 
@@ -307,109 +312,6 @@ def error_interval(sample: GapSample, level: float = 0.95) -> tuple[float, float
         for bound in (upper, lower)
     ]
     return float(ends[0]), float(ends[1])
-
-
-@dataclass
-class Difference:
-    """Difference of two paired errors: estimate, interval, two-sided p-value of no difference."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-def error_difference(
-    a: GapSample, b: GapSample, rivals: Sequence[GapSample] = (), level: float = 0.95
-) -> Difference:
-    """Error of reading a minus that of reading b, by test inversion.
-
-    A difference is tested at the pair of true errors that fits both observed ones best; among pairs
-    that fit about as well, the one with the smaller errors.
-
-    Parameters
-    ----------
-    a, b : GapSample
-        Paired: the same resamples of the same questions.
-    rivals : sequence of GapSample
-        Readings among which a was picked because its error is the largest. The lower bound and the
-        p-value then allow for the pick: they hold even if all of them had the true error of a.
-    level : float
-
-    Returns
-    -------
-    Difference
-    """
-    if np.array_equal(a.gap, b.gap) and np.array_equal(a.noise, b.noise):
-        return Difference(0.0, 0.0, 0.0, 1.0)  # one and the same reading
-    family = _Differences(a, b, rivals)
-    tail = (1 - level) / 2
-    low, high = family.solve(1 - tail, rivals=True), family.solve(tail, rivals=False)
-    below, above = family.tails(0.0)
-    return Difference(family.value, min(low, family.value), high, min(1.0, 2 * min(below, above)))
-
-
-class _Differences:
-    """The family of tests that :func:`error_difference` inverts."""
-
-    def __init__(self, a: GapSample, b: GapSample, rivals: Sequence[GapSample]):
-        self.value = a.estimate - b.estimate
-        self.a, self.b, *self.rivals = ((one.true, one.errors()) for one in (a, b, *rivals))
-        self.observed = (a.estimate, b.estimate)
-        self.grid = np.linspace(0, max(a.true[-1], b.true[-1]), 400)
-
-    def fit(self, difference: float) -> float:
-        """True error of b, a's being larger by the difference, that explains what was observed."""
-        b = self.grid[(self.grid + difference >= 0) & (self.grid <= self.b[0][-1])]
-        if not len(b):
-            return max(0.0, -difference)
-        misfit = sum(
-            ((np.interp(at, true, errors.mean(-1)) - seen) / (errors.std(-1).max() + 1e-12)) ** 2
-            for at, (true, errors), seen in zip(
-                (b + difference, b), (self.a, self.b), self.observed, strict=True
-            )
-        )
-        return b[np.flatnonzero(misfit <= misfit.min() + SLACK)[0]]
-
-    def resampled(self, difference: float, rivals: bool) -> np.ndarray:
-        """Resampled differences if this were the true one; (draws,)."""
-        b = self.fit(difference)
-        picked = [self.a, *self.rivals] if rivals else [self.a]
-        largest = np.max([_between(*one, b + difference) for one in picked], axis=0)
-        return largest - _between(*self.b, b)
-
-    def tails(self, difference: float) -> tuple[float, float]:
-        """Shares of resamples at or below, and at or above, the observed difference."""
-        below = self.resampled(difference, rivals=False) - self.value
-        above = self.value - self.resampled(difference, rivals=True)
-        return _lower_tail(below), _lower_tail(above)
-
-    def solve(self, share: float, rivals: bool) -> float:
-        """Difference at which this share of the resamples lies at or below the observed one."""
-        low, high = -self.b[0][-1], self.a[0][-1]
-        for _ in range(24):
-            middle = (low + high) / 2
-            if (self.resampled(middle, rivals) <= self.value).mean() > share:
-                low = middle
-            else:
-                high = middle
-        return (low + high) / 2
-
-
-def _lower_tail(drawn: np.ndarray) -> float:
-    """Chance of a value of at most 0: counted, or, too rare for that, as in a normal law."""
-    hits = int((drawn <= 0).sum())
-    if hits >= 10 or drawn.std() == 0:
-        return hits / len(drawn)
-    return float(norm.cdf(-drawn.mean() / drawn.std()))
-
-
-def _between(true: np.ndarray, errors: np.ndarray, at: float) -> np.ndarray:
-    """Resampled errors at a true error between two of the grid; (draws,)."""
-    place = int(np.clip(np.searchsorted(true, at) - 1, 0, len(true) - 2))
-    step = true[place + 1] - true[place]
-    part = np.clip((at - true[place]) / step, 0, 1) if step > 0 else 0.0
-    return (1 - part) * errors[place] + part * errors[place + 1]
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 from scipy.special import softmax
 
-from layercal import calibration, resampling
+from layercal import accuracy, calibration, differences, resampling
+
+MIN_COUNT = 30  # samples of a bin from which on its gap can be resampled
+WORST = f"mce_min{MIN_COUNT}"
 
 
 @dataclass(kw_only=True)
@@ -41,12 +43,6 @@ class Scoring:
         """Bootstrap resamples of the questions; (draws, n)."""
         return resampling.cluster_weights(self.cluster, self.draws, self.seed)
 
-    @cached_property
-    def uniform(self) -> np.ndarray:
-        """Draws that outcomes of the null floor are made from; (draws, n)."""
-        drawn = np.random.default_rng(self.seed).random((self.draws, self.n_questions), np.float32)
-        return drawn if self.question is None else drawn[:, pd.factorize(self.question)[0]]
-
     @property
     def n_questions(self) -> int:
         """Number of questions, however many rotations of each there are."""
@@ -61,9 +57,10 @@ class Scoring:
         return float(calibration.ece(*self.read(logits), self.n_bins))
 
     def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
-        """ECE and MCE of one reading, observed and resampled."""
+        """ECE of one reading, and MCE where a bin is full enough, observed and resampled."""
         pair = confidence, correct.astype(float), self.weights, self.n_bins
-        return {"ece": resampling.ece_sample(*pair), "mce": resampling.mce_sample(*pair)}
+        worst = resampling.mce_sample(*pair, MIN_COUNT)
+        return {"ece": resampling.ece_sample(*pair)} | ({WORST: worst} if worst else {})
 
     def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """Accuracy and confidence of one reading, per question."""
@@ -72,6 +69,13 @@ class Scoring:
     def resampled_mean(self, values: np.ndarray) -> np.ndarray:
         """Mean over each resample of the questions; (draws,)."""
         return self.weights @ values / len(values)
+
+    def null(self, sample: resampling.GapSample, confidence: np.ndarray) -> np.ndarray:
+        """Errors of the top label if it were perfectly calibrated; (draws,)."""
+        if resampling.clustered(self.cluster):
+            return sample.null(None)
+        uniform = np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
+        return sample.null([(uniform < confidence).astype(np.float32)])
 
     def changes(self, before: np.ndarray, after: np.ndarray) -> dict:
         """Compare two readings of the same questions.
@@ -84,26 +88,24 @@ class Scoring:
         Returns
         -------
         dict
-            ECE, MCE, accuracy and mean confidence before and after; their changes with paired 95 %
-            intervals, relative ones of ECE and MCE, p-values of no change; whether accuracy is kept
-            within the margin; the null floor before.
+            ECE, MCE over bins of at least ``MIN_COUNT`` (None where no bin of one side is so full),
+            accuracy and mean confidence before and after; their changes with paired 95 % intervals,
+            that of accuracy by Tango's score, relative ones of ECE and MCE, p-values of no change;
+            whether accuracy is kept within the margin; the null floor before.
         """
         found = {"n": self.n_questions}
         pairs = self.read(before), self.read(after)
         errors = [self.errors(*pair) for pair in pairs]
-        for metric in errors[0]:
-            old, new = (side[metric] for side in errors)
-            change = resampling.error_difference(new, old)
-            found |= _change(metric, old.estimate, new.estimate, change.low, change.high)
-            found[f"{metric}_p"] = change.p
-            found[f"{metric}_relative_change"] = relative_change(old.estimate, new.estimate)
+        for metric in ("ece", WORST):
+            found |= _error_change(metric, *(side.get(metric) for side in errors))
         means = [self.means(*pair) for pair in pairs]
-        for metric in means[0]:
-            old, new = (side[metric] for side in means)
-            resampled = self.resampled_mean(new - old)
-            low, high = resampling.interval((new - old).mean(), resampled)
-            found |= _change(metric, old.mean(), new.mean(), low, high)
-        null = errors[0]["ece"].null([(self.uniform < pairs[0][0]).astype(np.float32)])
+        intervals = {
+            "accuracy": accuracy.paired_interval(*(one[1] for one in pairs), self.cluster),
+            "confidence": self._interval(means[1]["confidence"] - means[0]["confidence"]),
+        }
+        for metric, bounds in intervals.items():
+            found |= _change(metric, *(side[metric].mean() for side in means), *bounds)
+        null = self.null(errors[0]["ece"], pairs[0][0])
         found["ece_null_mean"] = float(null.mean())
         found["ece_null_high"] = float(np.quantile(null, 0.95))
         found["accuracy_margin"] = self.accuracy_margin
@@ -111,6 +113,21 @@ class Scoring:
             found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
         )
         return found
+
+    def _interval(self, values: np.ndarray) -> tuple[float, float]:
+        return resampling.interval(values.mean(), self.resampled_mean(values))
+
+
+def _error_change(metric: str, old, new) -> dict:
+    if old is None or new is None:
+        names = ("before", "after", "change", "change_low", "change_high", "p", "relative_change")
+        return {f"{metric}_{name}": None for name in names}
+    change = differences.error_difference(new, old)
+    return {
+        **_change(metric, old.estimate, new.estimate, change.low, change.high),
+        f"{metric}_p": change.p,
+        f"{metric}_relative_change": relative_change(old.estimate, new.estimate),
+    }
 
 
 def relative_change(old: float, new: float) -> float:

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from layercal import baselines, dimensions, readings, resampling
+from layercal import accuracy, baselines, differences, dimensions, readings, resampling
 from layercal.directions import FROM
 from layercal.evaluation import Sweep, cross_select
-from layercal.scoring import relative_change
+from layercal.scoring import MIN_COUNT, WORST, relative_change
 from layercal.steering import FROZEN, READ_LAYER
 
 # a layer that is chosen with the scale, on the same questions
 SELECTED = "selected"
 # changes that claims rest on, each adjusted for all rows of its kind
-TESTED = "ece", "mce", "frozen", "beyond_temperature"
+TESTED = "ece", WORST, "frozen", "beyond_temperature"
 LEVEL = 0.05  # of p-values after Holm's correction
 
 
@@ -84,11 +84,11 @@ def summarise(
 
 
 def above_chance(sweep: Sweep) -> bool:
-    """Whether the interval of the unsteered final accuracy lies above guessing."""
+    """Whether the unsteered final readings know more than their letters."""
     logits = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
-    correct = sweep.read(logits)[1].astype(float)
-    low, _ = resampling.interval(correct.mean(), sweep.resampled_mean(correct))
-    return bool(low > np.mean(1 / np.isfinite(logits).sum(-1)))
+    options = np.isfinite(logits).sum(-1)
+    asked = logits.argmax(-1), sweep.answer, options, sweep.cluster
+    return accuracy.above_chance(*asked, sweep.draws, sweep.seed).above
 
 
 def _adjust(rows: list[dict], change: str) -> None:
@@ -206,7 +206,7 @@ def _random_change(sweep: Sweep, mode: str, name: str, places: list[int]) -> flo
 def _change_between(sweep: Sweep, name: str, before: np.ndarray, after: np.ndarray) -> dict:
     """ECE change between two readings with its paired interval."""
     new, old = (sweep.errors(*sweep.read(side))["ece"] for side in (after, before))
-    change = resampling.error_difference(new, old)
+    change = differences.error_difference(new, old)
     return {
         f"{name}_change": float(change.value),
         f"{name}_change_low": float(change.low),
@@ -339,7 +339,7 @@ def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame) -> list[dic
         ``not applicable``), ``evidence`` in words, and the number that it rests on: ``measure``,
         ``value`` with ``ci_low`` and ``ci_high`` (95 %), and ``n`` questions.
     """
-    above_chance = phase["accuracy_final_low"] > phase["chance"]
+    above_chance = phase["above_chance"]
     primary = [row for row in rows if row["direction"] == rows[0]["direction"]]
     found = [_phase_claim(phase, above_chance)]
     for mode in dict.fromkeys(row["mode"] for row in primary):
@@ -430,14 +430,14 @@ def _falls(change: str):
 LOWERS = "it lowers ECE, more than random directions do"
 # claim -> the change that it rests on, and how it is decided
 FURTHER_CLAIMS = {
-    "it lowers MCE too": _falls("mce"),
+    "it lowers MCE too": _falls(WORST),
     "it leaves accuracy within the margin": ("accuracy", _harmless),
     "its gain is there with the norm's scale frozen": _falls("frozen"),
     "it adds to what temperature scaling gains": _falls("beyond_temperature"),
 }
 MEASURES = {
     "ece": "ECE",
-    "mce": "MCE",
+    WORST: f"MCE over bins of at least {MIN_COUNT}",
     "accuracy": "accuracy",
     "frozen": "ECE with the norm's scale frozen",
     "beyond_temperature": "ECE with both sides temperature-scaled",

@@ -160,7 +160,10 @@ def test_rotations_of_a_question_are_right_together_in_the_null_floor():
         cluster = np.tile(np.arange(200), 4)
         for known in beyond:
             scored = scoring.Scoring(
-                answer=answers, cluster=cluster, question=cluster if known else None, draws=100
+                answer=answers,
+                cluster=cluster if known else np.arange(800),
+                question=cluster if known else None,
+                draws=100,
             )
             found = scored.changes(rotated, rotated)
             assert found["n"] == (200 if known else 800)

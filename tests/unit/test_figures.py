@@ -10,6 +10,7 @@ import pytest
 
 from layercal import (
     InputError,
+    accuracy,
     dimensions,
     evaluation,
     figures,
@@ -37,7 +38,8 @@ def tables(rng):
     metrics = readings.group_table(read, groups, 20, ([10, 15], [1, 30], 100, 0))
     metrics = metrics.assign(lens="logit", order="as-is")
     weights = resampling.resample_weights(60, 100, 0)
-    found = phase.detect(read.confidence, read.correct, weights, chance=0.25)
+    known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
+    found = phase.detect(read.confidence, read.correct, weights, known)
     made = evaluation.Sweep(
         logits=dict.fromkeys(["lens", "lens-frozen"], rng.normal(size=(60, 5, 2, 3, 4))),
         answer=read.answer,

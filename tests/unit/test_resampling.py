@@ -195,44 +195,6 @@ def test_degenerate_samples_have_finite_intervals():
         assert high == pytest.approx(abs(confidence - correct), abs=1e-6)
 
 
-def test_difference_of_a_reading_with_itself_is_nothing(rng):
-    confidence, correct = sample(rng, 285)
-    weights = resampling.resample_weights(285, 300, 0)
-    made = resampling.ece_sample(confidence, correct, weights)
-    found = resampling.error_difference(made, made)
-    assert found.value == 0
-    assert found.low <= 0 <= found.high
-    assert found.p > 0.9
-
-
-def test_difference_is_found_and_signed(rng):
-    confidence = rng.uniform(0.25, 1, 1000)
-    correct = (rng.random(1000) < confidence).astype(float)
-    weights = resampling.resample_weights(1000, 500, 0)
-    calibrated = resampling.ece_sample(confidence, correct, weights)
-    sure = resampling.ece_sample(np.minimum(confidence + 0.2, 1), correct, weights)
-    found = resampling.error_difference(sure, calibrated)
-    assert found.p < 0.001 and 0 < found.low < found.value < found.high
-    swapped = resampling.error_difference(calibrated, sure)
-    assert swapped.value == -found.value
-    assert swapped.high < 0
-
-
-def test_rivals_widen_the_lower_bound_only(rng):
-    confidence = rng.uniform(0.25, 1, (6, 400))
-    power = np.array([1.5] * 5 + [1])[:, None]
-    correct = (rng.random((6, 400)) < confidence**power).astype(float)
-    weights = resampling.resample_weights(400, 500, 0)
-    made = [resampling.ece_sample(*pair, weights) for pair in zip(confidence, correct, strict=True)]
-    largest = max(made[:5], key=lambda one: one.estimate)
-    rivals = [one for one in made[:5] if one is not largest]
-    alone = resampling.error_difference(largest, made[5])
-    picked = resampling.error_difference(largest, made[5], rivals)
-    assert picked.low < alone.low
-    assert picked.high == alone.high
-    assert picked.p > alone.p
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_equals_statsmodels(p_values):
     expected = multipletests(p_values, method="holm")[1]
@@ -243,11 +205,3 @@ def test_equivalence_needs_the_whole_interval():
     assert resampling.equivalent(-0.01, 0.015, 0.02)
     assert not resampling.equivalent(-0.03, 0.015, 0.02)
     assert not resampling.equivalent(-0.01, 0.05, 0.02)  # holds 0, and shows nothing
-
-
-def test_a_reading_does_not_differ_from_itself(rng):
-    confidence, weights = rng.uniform(0.25, 1, 80), resampling.resample_weights(80, 200, 0)
-    correct = (rng.random(80) < 0.5).astype(float)
-    one, same = (resampling.ece_sample(confidence, correct, weights) for _ in range(2))
-    found = resampling.error_difference(one, same)
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)

@@ -10,8 +10,7 @@ from layercal import calibration, dimensions, resampling, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
 PHASE = {
-    "accuracy_final_low": 0.4,
-    "chance": 0.25,
+    "above_chance": True,
     "exists": True,
     "rises": False,
     "peak_layer": 1,
@@ -81,7 +80,7 @@ def test_nothing_is_claimed_at_chance(rng):
     made = sweep(rng, HELPS)
     rows = verdicts.summarise(made, ["update-mean"], above_chance=False)
     assert {row["outcome"] for row in rows} == {"at chance, nothing is claimed"}
-    at_chance = {**PHASE, "accuracy_final_low": 0.24, "exists": False}
+    at_chance = {**PHASE, "above_chance": False, "exists": False}
     claims = verdicts.claims(at_chance, rows, DIMENSIONS)
     assert {claim["outcome"] for claim in claims} == {"not applicable"}
 
@@ -101,7 +100,7 @@ def test_claims(rng):
     }
     numbers = pd.DataFrame(verdicts.claims(PHASE, rows, DIMENSIONS)).set_index("measure")
     assert numbers.loc["fall of ECE, layer 1 to 2", "value"] == 0.2
-    change = numbers.loc["change of MCE, steered at layer 2"]
+    change = numbers.loc["change of MCE over bins of at least 30, steered at layer 2"]
     assert change["value"] < 0 and change["ci_low"] < change["ci_high"] < 0 and change["n"] == 600
     kept = numbers.loc["change of accuracy, steered at layer 2", ["ci_low", "ci_high"]]
     assert kept.abs().max() < 0.02
@@ -136,10 +135,10 @@ def row(layer, outcome, p, change, **further):
     """A verdict whose further changes are all undecided unless told."""
     tested = {
         f"{name}_{key}": value
-        for name in ("ece", "mce", "accuracy", "frozen", "beyond_temperature")
+        for name in ("ece", "mce_min30", "accuracy", "frozen", "beyond_temperature")
         for key, value in (("change", -0.01), ("change_low", -0.03), ("change_high", 0.01))
     }
-    tested |= dict.fromkeys(("mce_p_holm", "frozen_p_holm", "beyond_temperature_p_holm"), 0.3)
+    tested |= dict.fromkeys(("mce_min30_p_holm", "frozen_p_holm", "beyond_temperature_p_holm"), 0.3)
     return {
         **tested,
         "direction": "update-mean",
@@ -161,20 +160,21 @@ def test_all_claims_rest_on_one_setting_at_which_ece_is_lowered():
     rows = [
         row(1, "raised", 1e-9, 0.2),
         row(2, "lowered", 0.01, -0.05),
-        row(3, "lowered", 0.02, -0.04, accuracy_kept=True, mce_p_holm=0.01),
+        row(3, "lowered", 0.02, -0.04, accuracy_kept=True, mce_min30_p_holm=0.01),
         row(4, "lowered", 0.03, -0.04, frozen_p_holm=0.01, beyond_temperature_p_holm=0.01),
     ]
     lowers, *further = verdicts.claims(PHASE, rows, DIMENSIONS)[1:-1]
     assert lowers["outcome"] == "confirmed" and lowers["evidence"] == "layer 2: lowered"
     assert {claim["outcome"] for claim in further} == {"undecided"}
     assert all(claim["evidence"].startswith("Steered at layer 2, ") for claim in further)
-    rows[1] |= {"mce_p_holm": 0.04, "accuracy_kept": True}
+    rows[1] |= {"mce_min30_p_holm": 0.04, "accuracy_kept": True}
     mce, accuracy, *_ = verdicts.claims(PHASE, rows, DIMENSIONS)[2:-1]
     assert mce["outcome"] == accuracy["outcome"] == "confirmed"
     assert (
-        "MCE changes by -0.010 (95 % CI -0.030 to +0.010, p = 0.04 after Holm)" in mce["evidence"]
+        "MCE over bins of at least 30 changes by -0.010 (95 % CI -0.030 to +0.010, p = 0.04 after "
+        "Holm)" in mce["evidence"]
     )
-    rows[1] |= {"mce_change": 0.02, "accuracy_kept": False, "accuracy_change_high": -0.03}
+    rows[1] |= {"mce_min30_change": 0.02, "accuracy_kept": False, "accuracy_change_high": -0.03}
     mce, accuracy, *_ = verdicts.claims(PHASE, rows, DIMENSIONS)[2:-1]
     assert mce["outcome"] == accuracy["outcome"] == "refuted"
 
@@ -182,7 +182,7 @@ def test_all_claims_rest_on_one_setting_at_which_ece_is_lowered():
 def test_what_claims_rest_on_is_adjusted_for_all_rows(rng):
     """Each p-value in its own family of equal kind, baselines apart."""
     rows = verdicts.summarise(two_layers(rng, HELPS), ["update-mean"], True)
-    for name in ("ece", "mce", "frozen", "beyond_temperature"):
+    for name in ("ece", "mce_min30", "frozen", "beyond_temperature"):
         steered_rows = [one for one in rows if one["kind"] != "baseline"]
         expected = resampling.holm([one[f"{name}_p"] for one in steered_rows])
         np.testing.assert_allclose([one[f"{name}_p_holm"] for one in steered_rows], expected)

@@ -35,7 +35,9 @@ rule fit_directions:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "accuracy",
                 "calibration",
+                "differences",
                 "dimensions",
                 "directions",
                 "loading",
@@ -112,7 +114,9 @@ rule analyse_null_space:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "accuracy",
                 "calibration",
+                "differences",
                 "loading",
                 "model",
                 "nullspace",

@@ -73,7 +73,9 @@ rule measure_calibration:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "accuracy",
                 "calibration",
+                "differences",
                 "phase",
                 "questions",
                 "readings",

@@ -75,9 +75,11 @@ rule evaluate_steering:
         code=expand(
             "src/layercal/{module}.py",
             module=[
+                "accuracy",
                 "attribution",
                 "baselines",
                 "calibration",
+                "differences",
                 "dimensions",
                 "directions",
                 "evaluation",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import phase, readings, resampling, runs, sources, stages
+from layercal import accuracy, phase, readings, resampling, runs, sources, stages
 
 # what DVC prints, compares and draws, and Git keeps
 NUMBERS = (
@@ -55,14 +55,16 @@ def stage(args) -> None:
             table = readings.group_table(read, groups, args.min_group, settings, args.threads)
             tables.append(table.assign(lens=lens, order=order))
         order, read = next(iter(orders.items()))
-        phases[lens] = phase.detect(
-            read.confidence,
-            read.correct,
-            weights,
-            chance=float(read.chance[-1].mean()),
-            tolerance=args.tolerance,
-            n_bins=args.n_bins[0],
+        known = accuracy.above_chance(
+            read.logits[-1].argmax(-1),
+            read.answer,
+            read.n_options[-1],
+            cluster,
+            args.draws,
+            args.seed,
         )
+        pair = read.confidence, read.correct, weights, known
+        phases[lens] = phase.detect(*pair, args.tolerance, args.n_bins[0], cluster)
     found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
     table = pd.concat(tables)
     run.write(args.out, table)

@@ -46,7 +46,7 @@ def stage(args) -> None:
     prompts, phase, by_rank = run.prompts, run.read(args.phase), run.read(args.dimensions)
     sweep, without = _sweep(args, run)
     estimators = list(directions.estimators(args.estimators, args.ranks))
-    above_chance = phase["accuracy_final_low"] > phase["chance"]
+    above_chance = phase["above_chance"]
     rows = verdicts.summarise(sweep, estimators, above_chance)
     groups = {
         name: inside
