@@ -71,7 +71,12 @@ def summarise(
     for kind_of in dict.fromkeys(row["kind"] for row in rows):
         for change in TESTED:
             _adjust(
-                [row for row in rows if row["kind"] == kind_of and f"{change}_p" in row], change
+                [
+                    row
+                    for row in rows
+                    if row["kind"] == kind_of and row.get(f"{change}_p") is not None
+                ],
+                change,
             )
     for mode in sweep.modes:
         _set_bar([row for row in rows if row["mode"] == mode and "random_n" in row])
@@ -373,6 +378,8 @@ def _surest_lowered(row: dict) -> tuple:
 
 def _in_words(row: dict, change: str) -> str:
     """A change with its interval and, where it is tested, its p-value."""
+    if row[f"{change}_change"] is None:
+        return f"{MEASURES[change]} is not measured: no bin is so full."
     p = f", {_p(row[f'{change}_p_holm'])} after Holm" if change in TESTED else ""
     chosen = row["layer"] == SELECTED
     layer = "the layer chosen with the scale" if chosen else f"layer {row['layer']}"
@@ -420,7 +427,7 @@ def _falls(change: str):
     """Whether a further change lies below 0, beyond Holm's level."""
 
     def decide(row: dict) -> str:
-        if row[f"{change}_p_holm"] > LEVEL:
+        if row.get(f"{change}_p_holm", 1.0) > LEVEL:
             return "undecided"
         return "confirmed" if row[f"{change}_change"] < 0 else "refuted"
 
