@@ -1,4 +1,5 @@
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
+# a shell lets what it starts in the background ignore Ctrl-C, and so would what the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 hypothesis.settings.register_profile("layercal", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("layercal")

@@ -218,8 +218,6 @@ def test_an_interrupt_is_one_line(study, moment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # a shell lets what it starts in the background ignore Ctrl-C, tests too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for line in run.stdout:
         if moment in line:
