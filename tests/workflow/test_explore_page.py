@@ -180,5 +180,6 @@ def test_a_missing_shard_ends_in_one_clear_error(finished, tmp_path):
     stage = ["python", "-m", "layercal.stages.explore", "--pairs", "tiny/own"]
     done = call(finished, *stage, *given)
     assert done.returncode == 1
-    assert "error: tiny/own: 12 questions are steered and 24 have a fold" in done.said
+    shard = "results/embedded/steering/tiny/own/logits-0.safetensors"
+    assert f"error: {shard}: together these shards do not hold each prompt" in done.said
     assert "Traceback" not in done.said
