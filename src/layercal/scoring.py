@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from layercal import calibration, resampling
+from layercal import calibration, paired, resampling
 
 
 @dataclass(kw_only=True)
@@ -86,7 +86,8 @@ class Scoring:
         dict
             ECE, MCE, accuracy and mean confidence before and after; their changes with paired 95 %
             intervals, relative ones of ECE and MCE, p-values of no change; whether accuracy is kept
-            within the margin; the null floor before.
+            within the margin; NLL and Brier as :meth:`score_changes` gives them; the null floor and
+            the 95 % interval of ECE before.
         """
         found = {"n": self.n_questions}
         pairs = self.read(before), self.read(after)
@@ -104,13 +105,55 @@ class Scoring:
             low, high = resampling.interval((new - old).mean(), resampled)
             found |= _change(metric, old.mean(), new.mean(), low, high)
         null = errors[0]["ece"].null([(self.uniform < pairs[0][0]).astype(np.float32)])
+        found |= self.score_changes(before, after)
         found["ece_null_mean"] = float(null.mean())
         found["ece_null_high"] = float(np.quantile(null, 0.95))
+        found["ece_before_low"], found["ece_before_high"] = resampling.error_interval(
+            errors[0]["ece"]
+        )
         found["accuracy_margin"] = self.accuracy_margin
         found["accuracy_kept"] = resampling.equivalent(
             found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
         )
         return found
+
+    def score_changes(self, before: np.ndarray, after: np.ndarray) -> dict:
+        """Compare two readings by the scores that decide claims.
+
+        Parameters
+        ----------
+        before, after : array, shape (n, n_options)
+            Logits.
+
+        Returns
+        -------
+        dict
+            NLL and Brier before and after, ``nll_change`` and ``brier_change`` with Student's 95 %
+            interval, standard error and p-value; ``freedom``, the degrees of freedom.
+        """
+        old, new = (paired.losses(one, self.answer) for one in (before, after))
+        found: dict = {}
+        for name in old:
+            change = paired.mean_change(new[name] - old[name], self.cluster)
+            sides = old[name].mean(), new[name].mean()
+            found |= _change(name, *sides, *change.interval())
+            found |= {f"{name}_change_error": change.error, f"{name}_p": change.p}
+            found["freedom"] = change.freedom
+        return found
+
+    def compare(self, name: str, before: np.ndarray, after: np.ndarray) -> dict:
+        """:meth:`score_changes`, and ECE as a description, under names that begin with ``name``."""
+        found = self.score_changes(before, after)
+        del found["freedom"]
+        found |= {"ece_before": self.ece(before), "ece_after": self.ece(after)}
+        return {f"{name}_{key}": value for key, value in found.items()}
+
+    def accuracy_interval(self, before: np.ndarray, after: np.ndarray, level: float) -> tuple:
+        """Interval of the change of accuracy between logits (n, n_options), at any level."""
+        old, new = (self.read(one)[1].astype(float) for one in (before, after))
+        resampled = self.resampled_mean(new - old)
+        low, high = resampling.interval((new - old).mean(), resampled, level)
+        return float(low), float(high)
 
 
 def relative_change(old: float, new: float) -> float:

@@ -304,6 +304,15 @@ class Residuals:
             raise TypeError("residuals are indexed as [rows] or [:, layers]")
         return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
 
+    def of_question(self, row: int) -> torch.Tensor:
+        """Read one question at all layers; (L + 1, d)."""
+        place = int(self.rows[row])
+        for shard in self.shards:
+            if place < len(shard):
+                return shard[place]
+            place -= len(shard)
+        raise IndexError(row)
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that its final name never holds half of it, whenever the run is killed.

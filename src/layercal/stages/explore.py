@@ -8,9 +8,9 @@ import pandas as pd
 from safetensors import safe_open
 
 from layercal import InputError, explorer, sources, stages
+from layercal.tally import CONTROL
 
 TABLES = ("prompts", "options", "metrics", "phase", "directions", "sweep")
-RANDOM = "random-00"  # the one control shown beside the primary direction
 
 
 def main() -> None:
@@ -46,13 +46,12 @@ def stage(args) -> None:
 
 def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep) -> dict:
     table, asked = pd.read_parquet(sweep), pd.read_parquet(prompts)
-    every = list(table["direction"].unique())
-    shown = [every[0], *(one for one in every if one == RANDOM)]
+    shown = [table["direction"].iloc[0], CONTROL]
     with safe_open(directions, "np") as fitted:
         fold = fitted.get_tensor("fold")
-    n_folds, variants = fold.max() + 1, sum(not one.startswith("random-") for one in every)
-    # of the primary direction the fit without a question's own fold; a random one has no fits
-    columns = [fold, np.full_like(fold, variants * n_folds)][: len(shown)]
+    # of the primary direction the fit without a question's own fold; the control, which has no
+    # fits, comes last
+    columns = [fold, np.full_like(fold, -1)]
     steered = {
         mode: np.stack([_read(shards, mode, column, name) for column in columns])
         for mode in table["mode"].unique()
@@ -73,18 +72,20 @@ def _read(shards, mode: str, column: np.ndarray, name: str) -> np.ndarray:
 
     Only the columns that are needed are read; :mod:`layercal.stages.steer` has their order.
     """
-    first, end = column.min(), column.max() + 1
     picked = []
     for path in shards:
         with safe_open(path, "np") as shard:
-            picked.append(shard.get_slice(mode)[:, first:end])
+            held = shard.get_slice(mode)
+            at = column % held.get_shape()[1]
+            first = at.min()
+            picked.append(held[:, first : at.max() + 1])
     logits = np.concatenate(picked)
     if len(logits) != len(column):
         raise InputError(
             f"{name}: {len(logits)} questions are steered and {len(column)} have a fold, so they "
             "are of different runs; run directions and steering again"
         )
-    return np.moveaxis(logits[np.arange(len(logits)), column - first], 0, -2)
+    return np.moveaxis(logits[np.arange(len(logits)), at - first], 0, -2)
 
 
 if __name__ == "__main__":
