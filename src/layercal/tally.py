@@ -41,23 +41,23 @@ def cells(prompts: pd.DataFrame, fold: np.ndarray) -> np.ndarray:
     return prompts.assign(fold=fold).groupby(["fold", "category", "language"]).ngroup().to_numpy()
 
 
-def score_rows(logits: np.ndarray, answer: int, n_bins: int) -> np.ndarray:
-    """What one question adds to the sums.
+def score_rows(logits: np.ndarray, answer: np.ndarray, n_bins: int) -> np.ndarray:
+    """What each question adds to the sums.
 
     Parameters
     ----------
-    logits : array, shape (..., n_options)
-    answer : int
+    logits : array, shape (..., n, n_options)
+    answer : array of int, shape (n,)
     n_bins : int
 
     Returns
     -------
-    array, shape (..., 3 + n_bins)
+    array, shape (..., n, 3 + n_bins)
         ``SUMMED``, then correctness minus confidence in the bin of the confidence, else 0.
     """
     found = np.zeros((*logits.shape[:-1], len(SUMMED) + n_bins))
-    for place, score in enumerate(losses(logits[..., None, :], np.array([answer])).values()):
-        found[..., place] = score[..., 0]
+    for place, score in enumerate(losses(logits, answer).values()):
+        found[..., place] = score
     correct = logits.argmax(-1) == answer
     found[..., 2] = correct
     confidence = softmax(logits.astype(float), -1).max(-1)
@@ -160,12 +160,15 @@ def rank_p(change: float, of_controls: np.ndarray) -> float:
     """Chance of so low a change if the direction were one of the controls.
 
     ``(1 + better) / (1 + R)``, R controls of which so many do as well or better (Phipson & Smyth
-    2010, doi:10.2202/1544-6115.1585).
+    2010, doi:10.2202/1544-6115.1585). A direction that lowers nothing does not rank before controls
+    that do harm: its p is 1.
 
     Parameters
     ----------
     change : float
     of_controls : array, shape (R,)
     """
+    if change >= 0:
+        return 1.0
     better = int((np.asarray(of_controls) <= change + TIE).sum())
     return (1 + better) / (1 + len(of_controls))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_evaluation import sweep
 
-from layercal import claims, verdicts
+from layercal import claims, paired, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
 PHASE = {
@@ -193,6 +193,22 @@ def test_the_level_is_split_over_the_study():
     assert family.level_of(LOWERS) == pytest.approx(0.05 / 6)
     split = [family.level_of(name) for name in claims.CLAIMS]
     assert sum(split) == pytest.approx(0.05 / 6) and split[0] == max(split)
+
+
+def test_what_one_interval_says_is_wrong_in_no_more_than_its_level():
+    """Of paired differences with a long tail, as those of NLL have, whose true mean is known."""
+    wrong = {"falls or rises": 0, "none at the margin": 0}
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        tailed = 0.04 * (rng.exponential(size=281) - 1) * rng.choice([-1, 1], 281, p=[0.3, 0.7])
+        for name, shift in (("falls or rises", 0.0), ("none at the margin", 0.01)):
+            change = paired.mean_change(tailed + shift, np.arange(281))
+            made = {"x_change": change.value, "x_change_error": change.error}
+            _, reason = claims.three_way(made | {"freedom": 280, "nll_margin": 0.01}, "x", 0.05)
+            told = reason in ("it falls", "it rises") if shift == 0 else "of none" in reason
+            wrong[name] += told
+    assert wrong["falls or rises"] <= 25 + 3 * np.sqrt(500 * 0.05 * 0.95)
+    assert wrong["none at the margin"] <= 12.5 + 3 * np.sqrt(500 * 0.025 * 0.975)
 
 
 def test_directions_that_do_nothing_in_particular_are_not_credited():

@@ -13,11 +13,9 @@ ALPHAS = [-1.0, 0.0, 0.5, 1.0]
 def tallied(logits, answer, fold, part=0, alphas=ALPHAS):
     """Sums over controls whose logits are (n, R, layers, alphas, n_options)."""
     cell = pd.factorize(fold * 10 + part)[0]
-    sums = 0
-    for row, one in enumerate(np.moveaxis(logits, 1, 2)):
-        added = np.zeros((cell.max() + 1, *one.shape[:-1], 13))
-        added[cell[row]] = tally.score_rows(one, answer[row], 10)
-        sums = sums + added
+    scored = tally.score_rows(np.moveaxis(logits, 0, -2), answer, 10)  # R, layers, alphas, n, ...
+    sums = np.stack([scored[..., cell == one, :].sum(-2) for one in range(cell.max() + 1)])
+    sums = np.moveaxis(sums, 1, 2)
     made = {"cell": cell, "fold": fold, "alphas": alphas, "accuracy_margin": 0.02}
     return tally.Tally(sums={"through-network": sums, "lens": sums}, **made)
 

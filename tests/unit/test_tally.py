@@ -86,14 +86,18 @@ def test_cells_are_fold_category_and_language():
 
 def test_a_rank_counts_the_direction_in():
     assert tally.rank_p(-1.0, np.zeros(199)) == 1 / 200
-    assert tally.rank_p(0.0, np.zeros(199)) == 1
+    assert tally.rank_p(-1e-9, np.zeros(199)) == 1
     assert tally.rank_p(-0.5, np.array([-1, -0.6, -0.4])) == 3 / 4
+
+
+def test_what_lowers_nothing_does_not_rank_before_harm():
+    assert tally.rank_p(0.0, np.full(199, 0.3)) == tally.rank_p(0.1, np.full(199, 0.3)) == 1
 
 
 def test_ranks_are_uniform_where_the_direction_is_one_of_the_controls():
     """Each of the R + 1 in its turn: p <= level in no more than that share."""
     rng = np.random.default_rng(0)
-    drawn = rng.normal(size=(400, 60))
+    drawn = rng.normal(-5, 1, (400, 60))
     found = np.array([tally.rank_p(one[0], one[1:]) for one in drawn])
     for level in (0.05, 0.25, 0.5):
         assert (found <= level).mean() <= level + 3 * np.sqrt(level * (1 - level) / 400)

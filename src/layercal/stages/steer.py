@@ -53,7 +53,8 @@ def stage(args) -> None:
         found = _one(args, model, fitted, prompts.iloc[row], residuals.of_question(row), row)
         for mode in args.modes:
             controls = found.pop(mode + steering.CONTROLS).transpose(0, 1)
-            added = tally.score_rows(controls.numpy(), prompts["answer"].iloc[row], args.n_bins)
+            answer = prompts["answer"].iloc[[row]].to_numpy()
+            added = tally.score_rows(controls.numpy()[..., None, :], answer, args.n_bins)[..., 0, :]
             total = sums.setdefault(mode, np.zeros((cells.max() + 1, *added.shape)))
             total[cells[row]] += added
             found[mode] = torch.cat([found[mode], controls[None, :, 0]])
