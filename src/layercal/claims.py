@@ -81,9 +81,9 @@ class Claim:
 
 
 def three_way(row: dict, change: str, level: float) -> tuple[str, str]:
-    """Whether a change of NLL is a fall, a rise, or none, from one interval.
+    """Whether a change of NLL is a fall, or none worth the name, from one interval.
 
-    All three can be said of the same interval at once, without a further allowance.
+    Both can be said of the same interval without a further allowance.
 
     Parameters
     ----------
@@ -97,18 +97,20 @@ def three_way(row: dict, change: str, level: float) -> tuple[str, str]:
     Returns
     -------
     outcome, reason : str
-        ``confirmed`` if the interval lies below 0, ``refuted`` if it lies above or within plus or
-        minus ``nll_margin`` of 0, else ``undecided``.
+        ``refuted`` if the interval leaves no fall of more than ``nll_margin``: NLL rises, or stays
+        within it; else ``confirmed`` if the interval lies below 0, or ``undecided``.
     """
     found = MeanChange(row[f"{change}_change"], row[f"{change}_change_error"], row["freedom"])
     low, high = found.interval(1 - level)
-    if equivalent(low, high, row["nll_margin"]):
-        return REFUTED, f"within {row['nll_margin']} nats of none"
-    if high < 0:
-        return CONFIRMED, "it falls"
+    margin = row["nll_margin"]
     if low > 0:
         return REFUTED, "it rises"
-    return UNDECIDED, f"neither a change nor, within {row['nll_margin']} nats, none is shown"
+    if low >= -margin:
+        told = "within" if high <= margin else "it falls by no more than"
+        return REFUTED, f"{told} {margin} nats" + " of none" * (high <= margin)
+    if high < 0:
+        return CONFIRMED, "it falls"
+    return UNDECIDED, f"a fall of more than {margin} nats is neither shown nor excluded"
 
 
 def _beyond_controls(row: dict, level: float) -> tuple[str, str]:

@@ -176,6 +176,23 @@ def test_what_is_claimed_of_a_fall_needs_the_fall():
 
 
 @pytest.mark.parametrize(
+    ("change", "error", "outcome", "reason"),
+    [
+        (-0.05, 0.01, "confirmed", "it falls"),
+        (-0.05, 0.05, "undecided", "neither shown nor excluded"),
+        (0.001, 0.002, "refuted", "within 0.01 nats of none"),
+        (-0.006, 0.001, "refuted", "within 0.01 nats of none"),
+        (0.05, 0.01, "refuted", "it rises"),
+        (0.04, 0.024, "refuted", "falls by no more than 0.01 nats"),
+    ],
+)
+def test_an_interval_that_leaves_no_fall_worth_the_name_refutes(change, error, outcome, reason):
+    made = row(nll_change=change, nll_change_error=error)
+    found = claims.three_way(made, "nll", 0.05)
+    assert found[0] == outcome and reason in found[1]
+
+
+@pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
         (-0.01, 0.015, "confirmed"),
@@ -201,11 +218,12 @@ def test_what_one_interval_says_is_wrong_in_no_more_than_its_level():
     for seed in range(500):
         rng = np.random.default_rng(seed)
         tailed = 0.04 * (rng.exponential(size=281) - 1) * rng.choice([-1, 1], 281, p=[0.3, 0.7])
-        for name, shift in (("falls or rises", 0.0), ("none at the margin", 0.01)):
+        for name, shift in (("falls or rises", 0.0), ("none at the margin", -0.01)):
             change = paired.mean_change(tailed + shift, np.arange(281))
             made = {"x_change": change.value, "x_change_error": change.error}
-            _, reason = claims.three_way(made | {"freedom": 280, "nll_margin": 0.01}, "x", 0.05)
-            told = reason in ("it falls", "it rises") if shift == 0 else "of none" in reason
+            made |= {"freedom": 280, "nll_margin": 0.01}
+            outcome, reason = claims.three_way(made, "x", 0.05)
+            told = reason in ("it falls", "it rises") if shift == 0 else outcome == "refuted"
             wrong[name] += told
     assert wrong["falls or rises"] <= 25 + 3 * np.sqrt(500 * 0.05 * 0.95)
     assert wrong["none at the margin"] <= 12.5 + 3 * np.sqrt(500 * 0.025 * 0.975)
