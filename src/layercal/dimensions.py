@@ -114,8 +114,8 @@ def in_words(table: pd.DataFrame, layer: int, ranks: Sequence[int] = (1, 8)) -> 
         ),
     ]
     return (
-        f"Of the fall of NLL (of ECE) from layer {layer} to the last, n = "
-        f"{of_layer['n'].iloc[0]:.0f}: {'; '.join(said)}."
+        f"Of the fall from layer {layer} to the last, n = {of_layer['n'].iloc[0]:.0f}, with 95 % "
+        f"intervals: {'; '.join(said)}."
     )
 
 
@@ -127,7 +127,7 @@ def _shares(row: pd.Series) -> str:
     def said(score: str) -> str:
         value, low, high = (row[f"{score}_share{end}"] for end in ("", "_low", "_high"))
         if not np.isfinite([value, low, high]).all():
-            return "no share, since a fall is not shown"
-        return f"{value:.0%} (95 % CI {low:.0%} to {high:.0%})"
+            return f"no share of {score.upper()}, since a fall is not shown"
+        return f"{value:.0%} of {score.upper()} ({low:.0%} to {high:.0%})"
 
-    return f"{said('nll')} ({said('ece')})"
+    return f"{said('nll')}, {said('ece')}"

@@ -74,7 +74,7 @@ def test_a_temperature_is_shown_to_be_one(rng):
     assert lowered["ci_low"] < lowered["value"] < lowered["ci_high"] < 0
     shift = found["the correction is low-dimensional"]
     assert (shift["value"], shift["ci_low"], shift["ci_high"]) == (0.5, 0.4, 0.6)
-    assert "the same for every question, brings 50 %".replace(" %", "%") in shift["evidence"]
+    assert "the same for every question, brings 50% of NLL (40% to 60%)" in shift["evidence"]
 
 
 def test_a_gain_through_the_norm_is_refuted_with_it_frozen(rng):

@@ -35,10 +35,10 @@ def test_dimensions(rng):
         assert 0 < low < share["own", 1] < high < 1
     assert dimensions.mean_shift(found, 7)["nll_share"] == of.loc[("mean", 2), "nll_share"]
     said = dimensions.in_words(found, 7)
-    assert f"the same for every question, brings {expected:.0%} (95 % CI" in said
+    assert f"the same for every question, brings {expected:.0%} of NLL (" in said
     assert "in 1 principal direction(s) the question's own change brings" in said
     assert "in 8" not in said
     still = np.repeat(read[:, :, :, :1], 4, 3)
     none = dimensions.table(still, answer, np.arange(n), [7], [0, 1, 2], 300, 0)
     assert none["nll_share"].isna().all() and none["ece_share"].isna().all()
-    assert "brings no share, since a fall is not shown" in dimensions.in_words(none, 7)
+    assert "brings no share of NLL, since a fall is not shown" in dimensions.in_words(none, 7)
