@@ -63,8 +63,8 @@ def summarise(
         of the kind (Holm) and all pairs (Bonferroni); the null floor and the interval of ECE
         before; the scales chosen and whether one lies at the edge of the grid; rank and range of
         the matched controls under the same selection rule; what is left with the norm frozen,
-        beyond temperature scaling and, of the primary direction, beyond the temperature of equal
-        growth, and as shares of the gain with 95 % intervals; the outcome and a verdict in words.
+        beyond temperature scaling and beyond the temperature of the primary direction's growth, and
+        as shares of the gain with 95 % intervals; the outcome and a verdict in words.
         Through the network, one row more leaves the layer, too, to the choice; baselines
         recalibrate the logits that are read.
     """
@@ -132,13 +132,20 @@ def _steered_rows(sweep: Sweep, mode: str, accuracy_level: float) -> Iterator[di
     """Each variant at each layer, beside the controls there."""
     for places in _places(sweep, mode):
         of_controls = sweep.controls.changes(mode, places)
+        logits = sweep.settings(mode, GROWTH_TEMPERATURE, places)
+        grown = sweep.scored(logits, sweep.choose(logits))
         for name in sweep.done(mode):
-            row = _steered_row(sweep, mode, name, places, accuracy_level)
+            row = _steered_row(sweep, mode, name, places, grown, accuracy_level)
             yield row | against_controls(row, of_controls)
 
 
 def _steered_row(
-    sweep: Sweep, mode: str, name: str, places: Sequence[int], accuracy_level: float
+    sweep: Sweep,
+    mode: str,
+    name: str,
+    places: Sequence[int],
+    grown: np.ndarray,
+    accuracy_level: float,
 ) -> dict:
     logits = sweep.settings(mode, name, places)
     chosen = sweep.choose(logits)
@@ -162,9 +169,7 @@ def _steered_row(
         ),
     }
     pairs["instead_of_temperature"] = pairs["beyond_temperature"][0], after
-    if name == sweep.variants[0]:
-        grown = sweep.settings(mode, GROWTH_TEMPERATURE, places)
-        pairs["beyond_growth"] = sweep.scored(grown, sweep.choose(grown)), after
+    pairs["beyond_growth"] = grown, after
     for label, pair in pairs.items():
         found |= sweep.compare(label, *pair)
     return found | _shares(sweep, (before, after), pairs)
@@ -178,11 +183,10 @@ def _shares(sweep: Sweep, steered: tuple, pairs: dict[str, tuple]) -> dict:
         return old - new
 
     found = {}
-    for name in ("frozen", "beyond_temperature", "beyond_growth"):
-        if name in pairs:
-            ends = paired.share(gain(pairs[name]), gain(steered), sweep.cluster)
-            for label, value in zip(("", "_low", "_high"), ends, strict=True):
-                found[f"share_{name}{label}"] = float(value)
+    for name in SHARES:
+        ends = paired.share(gain(pairs[name]), gain(steered), sweep.cluster)
+        for label, value in zip(("", "_low", "_high"), ends, strict=True):
+            found[f"share_{name}{label}"] = float(value)
     return found
 
 
@@ -238,7 +242,10 @@ def _outcome(found: dict, above_chance: bool) -> str:
         return "no change" if resampling.equivalent(*ends, found["nll_margin"]) else "undecided"
     if found["nll_change"] > 0:
         return "raised"
-    shown = found.get("controls_nll_p", 0.0) <= LEVEL
+    if found["kind"] == "baseline":
+        return "lowered"
+    # controls that are all alike rank a direction by what may be chance in the questions
+    shown = found["controls_nll_p"] <= LEVEL and found["beyond_growth_nll_change_high"] < 0
     return "lowered" if shown else "lowered, not shown beyond matched controls"
 
 

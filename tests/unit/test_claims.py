@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_evaluation import sweep
+from test_evaluation import STILL, sweep
 
 from layercal import claims, paired, verdicts
 
@@ -61,7 +61,7 @@ def test_a_temperature_is_shown_to_be_one(rng):
     assert {name: claim["outcome"] for name, claim in found.items()} == {
         "a confidence correction phase exists": "confirmed",
         LOWERS: "confirmed",
-        CONTROLS: "confirmed",
+        CONTROLS: "refuted",  # though none of the controls does anything: the growth does it all
         KEPT: "confirmed",
         FROZEN: "confirmed",
         BEYOND_T: "refuted",
@@ -90,14 +90,14 @@ def test_no_gain_is_said_to_be_none_only_where_that_is_shown(rng):
 
 
 def test_controls_as_good_refute_and_too_few_of_them_decide_nothing(rng):
-    as_good = sweep(rng, HELPS, n_controls=99, control_factors=np.array([HELPS]))
+    as_good = sweep(rng, HELPS, n_controls=99, control_factors=np.array([HELPS]), growth=STILL)
     assert outcomes(as_good)[CONTROLS] == "refuted"
-    few = said(sweep(rng, HELPS, n_controls=19))[CONTROLS]
+    few = said(sweep(rng, HELPS, n_controls=19, growth=STILL))[CONTROLS]
     assert few["outcome"] == "undecided" and "set directions: random to 39" in few["evidence"]
     family = claims.Family(pairs=2, modes=2)
-    few = said(sweep(rng, HELPS, n_controls=99), family=family)[CONTROLS]
+    few = said(sweep(rng, HELPS, n_controls=99, growth=STILL), family=family)[CONTROLS]
     assert few["outcome"] == "undecided" and "random to 159" in few["evidence"]
-    many = sweep(rng, HELPS, n_controls=159)
+    many = sweep(rng, HELPS, n_controls=159, growth=STILL)
     assert outcomes(many, family=family)[CONTROLS] == "confirmed"
 
 
@@ -118,11 +118,13 @@ def row(**changed):
     """A verdict on the primary direction that lowers NLL and decides nothing further."""
     made = {
         f"{name}_{key}": value
-        for name in ("nll", "frozen_nll", "beyond_temperature_nll", "accuracy", "controls_nll")
+        for name in ("nll", "frozen_nll", "beyond_temperature_nll", "beyond_growth_nll", "accuracy")
         for key, value in (("change", -0.02), ("change_low", -0.09), ("change_high", 0.05))
     }
-    made |= dict.fromkeys([f"{name}_change_error" for name in ("nll",)], 0.001)
-    made |= {"frozen_nll_change_error": 0.03, "beyond_temperature_nll_change_error": 0.03}
+    errors = {"nll": 0.001, "frozen_nll": 0.03, "beyond_temperature_nll": 0.03}
+    errors |= {"beyond_growth_nll": 0.001}
+    made |= {f"{name}_change_error": error for name, error in errors.items()}
+    made |= {"controls_nll_change": -0.01}
     made |= {f"controls_{score}_p": 0.3 for score in ("nll", "brier", "ece")}
     return {
         **made,
@@ -168,6 +170,22 @@ def test_claims_rest_on_one_setting_named_beforehand_and_on_no_control():
         "layer 1",
         "the layer chosen",
     }
+
+
+@pytest.mark.parametrize(
+    ("p", "change", "error", "outcome"),
+    [
+        (0.005, -0.03, 0.002, "confirmed"),
+        (0.005, -0.03, 0.03, "undecided"),  # all controls alike, other questions might turn it
+        (0.005, -0.001, 0.001, "refuted"),
+        (0.1, -0.03, 0.002, "undecided"),
+        (0.6, -0.03, 0.002, "refuted"),
+    ],
+)
+def test_a_rank_among_controls_is_not_enough(p, change, error, outcome):
+    beyond = {"beyond_growth_nll_change": change, "beyond_growth_nll_change_error": error}
+    found = of_rows(row(controls_nll_p=p, **beyond))
+    assert found[1]["claim"].endswith(CONTROLS) and found[1]["outcome"] == outcome
 
 
 def test_what_is_claimed_of_a_fall_needs_the_fall():
@@ -236,7 +254,8 @@ def test_directions_that_do_nothing_in_particular_are_not_credited():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         drawn = 1 + (factors - 1) * rng.uniform(0.2, 1.2, (40, 1))
-        made = sweep(rng, drawn[0], n=150, n_controls=39, control_factors=drawn[1:])
+        given = {"control_factors": drawn[1:], "growth": STILL}
+        made = sweep(rng, drawn[0], n=150, n_controls=39, **given)
         made.draws = 50  # of intervals that no claim rests on
         found = outcomes(made)
         lowered += found[LOWERS] == "confirmed"

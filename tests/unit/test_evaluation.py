@@ -8,6 +8,7 @@ from scipy.special import softmax
 from layercal import calibration, evaluation, scoring, tally, verdicts
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
+STILL = [1.0, 1.0, 1.0, 1.0]  # a norm that does not grow
 
 
 def tallied(logits, answer, fold, part=0, alphas=ALPHAS):
@@ -21,14 +22,22 @@ def tallied(logits, answer, fold, part=0, alphas=ALPHAS):
 
 
 def sweep(
-    rng, factors, n=600, n_controls=4, sharpness=3.0, control_factors=None, frozen=None, part=0
+    rng,
+    factors,
+    n=600,
+    n_controls=4,
+    sharpness=3.0,
+    control_factors=None,
+    frozen=None,
+    growth=None,
+    part=0,
 ):
     """Readings of a model whose logits are ``sharpness`` times too large.
 
     At each scale the fitted direction multiplies them by a factor, a control by another, the same
-    for every question: what is right is known. ``frozen``: the factors with the norm frozen. The
-    norm grows as if all of the factor were its doing. ``part``: of the questions, by which sums of
-    the controls are kept apart.
+    for every question: what is right is known. ``frozen``: the factors with the norm frozen.
+    ``growth``: of the norm, by default as if all of the factors were its doing. ``part``: of the
+    questions, by which sums of the controls are kept apart.
     """
     folds = 3
     calibrated = rng.normal(size=(n, 4)) * 1.2
@@ -44,12 +53,13 @@ def sweep(
 
     fold = np.arange(n) % folds
     frozen = factors if frozen is None else np.array(frozen)
+    growth = 1 / np.abs(factors) if growth is None else growth
     return evaluation.Sweep(
         logits={
             "through-network": scaled([factors] * folds + [control_factors[0]]),
             "through-network-frozen": scaled([frozen] * folds),
         },
-        growth={"through-network": np.broadcast_to(1 / np.abs(factors), (n, folds, 1, 4))},
+        growth={"through-network": np.broadcast_to(growth, (n, folds, 1, 4))},
         controls=tallied(scaled(control_factors), answer, fold, part),
         answer=answer,
         fold=fold,
@@ -150,7 +160,7 @@ def test_each_question_is_read_under_the_fit_without_its_fold(rng):
 
 
 def test_a_direction_that_corrects_is_recognised(rng):
-    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 1 / 3], n_controls=99))
+    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 1 / 3], n_controls=99, growth=STILL))
     assert found["alphas"] == [1.0, 1.0, 1.0] and found["at_edge"]
     assert found["outcome"] == "lowered"
     assert found["nll_change_high"] < 0 and found["brier_change_high"] < 0
