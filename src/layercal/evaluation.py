@@ -213,7 +213,7 @@ def _measure(sweep: Sweep, confidence, correct, with_interval: bool) -> list[dic
     bounds = dict.fromkeys(values, (np.nan, np.nan))
     if with_interval:
         # unfiltered, MCE has no honest interval
-        sample = sweep.errors(confidence, correct)["ece"]
+        sample = sweep.ece_sample(confidence, correct)
         bounds["ece"] = resampling.error_interval(sample)
         for metric, one in sweep.means(confidence, correct).items():
             bounds[metric] = resampling.interval(values[metric], sweep.resampled_mean(one))

@@ -60,7 +60,12 @@ class Scoring:
         """ECE of one reading, and MCE where a bin is full enough, observed and resampled."""
         pair = confidence, correct.astype(float), self.weights, self.n_bins
         worst = resampling.mce_sample(*pair, MIN_COUNT)
-        return {"ece": resampling.ece_sample(*pair)} | ({WORST: worst} if worst else {})
+        found = {"ece": self.ece_sample(confidence, correct)}
+        return found | ({WORST: worst} if worst else {})
+
+    def ece_sample(self, confidence: np.ndarray, correct: np.ndarray) -> resampling.GapSample:
+        """ECE of one reading, observed and resampled."""
+        return resampling.ece_sample(confidence, correct.astype(float), self.weights, self.n_bins)
 
     def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """Accuracy and confidence of one reading, per question."""

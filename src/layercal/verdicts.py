@@ -210,7 +210,7 @@ def _random_change(sweep: Sweep, mode: str, name: str, places: list[int]) -> flo
 
 def _change_between(sweep: Sweep, name: str, before: np.ndarray, after: np.ndarray) -> dict:
     """ECE change between two readings with its paired interval."""
-    new, old = (sweep.errors(*sweep.read(side))["ece"] for side in (after, before))
+    new, old = (sweep.ece_sample(*sweep.read(side)) for side in (after, before))
     change = differences.error_difference(new, old)
     return {
         f"{name}_change": float(change.value),
