@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from layercal import InputError, tokenizing
+from layercal.sources import TOKENIZER_FILES
 
 log = logging.getLogger("layercal")
-TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 LFS_POINTER = b"version https://git-lfs"
 # masks and position tables that older checkpoints hold and models now compute
 COMPUTED = re.compile(

@@ -17,13 +17,11 @@ import yaml
 
 from layercal import InputError, registry
 from layercal.config import check as check_config
-from layercal.sources import alternatives, write_atomically
+from layercal.sources import TOKENIZER_FILES, alternatives, write_atomically
 
 KINDS = ("folder", "gguf", "csv_folder", "file")
 MODELS = Path("resources/models")
 REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
-# a tokenizer has one of these, unless it is the model's own code
-TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 # behind each line of dvc.yaml that is not the project's but the study's
 MARK = "  # named by the config"
 
@@ -121,8 +119,8 @@ def _model_files(path: Path, source: dict) -> list[str]:
     names = [each.name for each in path.iterdir() if each.is_file()]
     trusted = source.get("trust_remote_code", False)
     files = model_files(names, str(path), trusted)
-    if not trusted and not any(fnmatch(name, each) for name in names for each in TOKENIZERS):
-        raise InputError(f"{path}: expected a tokenizer, one of {', '.join(TOKENIZERS)}")
+    if not trusted and not any(fnmatch(name, each) for name in names for each in TOKENIZER_FILES):
+        raise InputError(f"{path}: expected a tokenizer, one of {', '.join(TOKENIZER_FILES)}")
     return files
 
 

@@ -28,6 +28,8 @@ from layercal import InputError
 log = logging.getLogger("layercal")
 Found = TypeVar("Found")
 CHUNK = 1 << 22
+# a model's tokenizer has one of these, unless it is the model's own code
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 
 
 def alternatives(entry: dict) -> list[dict]:
