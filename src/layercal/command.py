@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def _say_interrupts(otherwise):
 
     def hook(kind, error, trace):
         if issubclass(kind, KeyboardInterrupt):
+            warnings.simplefilter("ignore")  # of coroutines that were never awaited
             print(INTERRUPTED, file=sys.stderr)
         else:
             otherwise(kind, error, trace)
