@@ -37,25 +37,39 @@ csv.field_size_limit(
 
 
 def read_csv_folder(name: str, entry: dict) -> Rows:
-    """MMLU as its authors give it: ``test/{subject}_test.csv`` and, for shots, ``dev/`` alike.
+    """MMLU as its authors give it: ``{split}/{subject}_{split}.csv`` and, for shots, ``dev/`` alike.
 
     Parameters
     ----------
     name : str
     entry : dict
-        ``csv_folder``, ``categories``. Rows have the question, four options and a letter.
+        ``csv_folder``, ``categories``, and ``split``: test (the default), val or dev. Rows have
+        the question, four options and a letter.
     """
-    folder = Path(entry["csv_folder"])
-    files = {split: sorted((folder / split).glob(f"*_{split}.csv")) for split in ("test", "dev")}
-    if not files["test"]:
-        raise InputError(f"{folder}: expected MMLU's folder, with test/<subject>_test.csv in it")
-    for split, paths in files.items():
+    for split, paths in mmlu_files(entry).items():
         for path in paths:
             subject = path.stem.removesuffix(f"_{split}")
             category = category_of(subject, entry["categories"], str(path))
             for index, (line, cells) in enumerate(_csv_lines(path)):
                 row = named(f"{split}/{subject}/{index}", subject, category, split)
                 yield f"{split}/{path.name}, line {line}", row | _parse_mmlu(cells)
+
+
+def mmlu_files(entry: dict) -> dict[str, list[Path]]:
+    """Split -> files of MMLU's folder: of the split to study, and of the shots.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no file of the split to study.
+    """
+    folder, split = Path(entry["csv_folder"]), entry.get("split", "test")
+    files = {each: sorted((folder / each).glob(f"*_{each}.csv")) for each in (split, "dev")}
+    if not files[split]:
+        raise InputError(
+            f"{folder}: expected MMLU's folder, with {split}/<subject>_{split}.csv in it"
+        )
+    return files
 
 
 def _parse_mmlu(cells: list[str]) -> dict:

@@ -43,6 +43,8 @@ def place(tmp_path, monkeypatch):
             {"csv_folder": "mmlu"},
             ["mmlu/test/a_test.csv", "mmlu/test/b_test.csv", "mmlu/dev/a_dev.csv"],
         ),
+        ({"csv_folder": "mmlu", "split": "dev"}, ["mmlu/dev/a_dev.csv"]),
+        ({"csv_folder": "mmlu", "split": "val"}, ["mmlu"]),
         ({"sources": [HUB, {"file": "q.csv"}]}, ["q.csv"]),
         ({"sources": [{"file": "none.csv"}, HUB]}, []),
         ({"sources": [{"file": "none.csv"}, {"file": "q.csv"}]}, ["q.csv"]),

@@ -121,6 +121,35 @@ def test_csv_folder_of_mmlu(tmp_path):
         question_sources.read("x", {**entry, "csv_folder": str(tmp_path / "test")})
 
 
+@pytest.mark.parametrize(
+    ("split", "ids"),
+    [
+        ({}, ["test/anatomy/0", "dev/anatomy/0"]),
+        ({"split": "test"}, ["test/anatomy/0", "dev/anatomy/0"]),
+        ({"split": "val"}, ["val/anatomy/0", "dev/anatomy/0"]),
+        ({"split": "dev"}, ["dev/anatomy/0"]),
+    ],
+)
+def test_a_split_of_mmlu(tmp_path, split, ids):
+    for name in ("test", "val", "dev"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}/anatomy_{name}.csv").write_text(f"In {name}?,w,x,y,z,D\n")
+    entry = {"csv_folder": str(tmp_path), "categories": CATEGORIES, **split}
+    rows, _ = question_sources.read("x", entry)
+    assert [row["question_id"] for row in rows] == ids
+    scored, shots = questions.scored_and_shots(rows)
+    assert [row["question_id"] for row in scored] == ids[:1]
+    assert [row["question_id"] for row in shots] == ids[-1:]
+
+
+def test_a_split_that_a_folder_of_mmlu_lacks(tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/anatomy_test.csv").write_text("In test?,w,x,y,z,D\n")
+    entry = {"csv_folder": str(tmp_path), "categories": CATEGORIES, "split": "val"}
+    with pytest.raises(InputError, match=r"with val/<subject>_val\.csv in it"):
+        question_sources.read("x", entry)
+
+
 def table(path, *columns):
     """A parquet file of one question a row: its columns A and B, and what else there is."""
     n = len(columns[0])
