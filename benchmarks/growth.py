@@ -19,12 +19,13 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from memory import measured
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from layercal import directions, extract, figures, steering
+from layercal import extract, figures, steering
 from layercal.model import load
 
-DIRECTIONS, FOLDS, RANDOM = 5, 5, 20
+DIRECTIONS, FOLDS, CONTROLS = 5, 5, 20
 MEDIAN = {"estimator": "median", "errorbar": ("pi", 100)}
 
 
@@ -54,7 +55,9 @@ def made_up(read, layers):
     return {
         **{f"direction/{i:03d}/made-up": one for i, one in enumerate(drawn)},
         "subspace": drawn[:1].movedim(0, 3),
-        "random": directions.random_directions(RANDOM, read.width, 0),
+        "controls": normalize(
+            torch.randn(layers, CONTROLS, read.width, generator=generator), dim=-1
+        ),
         "norms": torch.ones(FOLDS, FOLDS, read.n_layers + 1),
         "layers": torch.arange(read.n_layers - layers, read.n_layers),
     }

@@ -25,7 +25,7 @@ from steering_vectors import SteeringVector
 from steering_vectors.layer_matching import guess_and_enhance_layer_config
 from tqdm import tqdm
 
-from layercal import directions, phase, steering
+from layercal import phase, steering
 from layercal.model import GATE_TOLERANCE, load
 
 ALPHAS = torch.tensor([-1, -0.5, 0.25, 0.5, 0.75, 1, 1.5, 2])  # the study's, but 0
@@ -143,7 +143,9 @@ def main():
     lowest = args.lowest or read.n_layers // 2
     layers = phase.sweep_layers(lowest, read.n_layers, LAYERS)
     sweeps = [Sweep(read, prompt, layers) for prompt in prompts.iloc[kept].itertuples()]
-    drawn = directions.random_directions(LARGER[-1] * DIRECTIONS, read.width, 0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(LARGER[-1] * DIRECTIONS, read.width, generator=generator)
+    drawn = torch.nn.functional.normalize(drawn, dim=-1)
     few = drawn[:DIRECTIONS]
     at_layer = len(few) * len(ALPHAS)
     spread = np.linspace(0, len(layers) * at_layer - 1, args.naive).round().astype(int)

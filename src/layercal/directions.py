@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from layercal.runs import Residuals
 
 # added to the name of an estimator: the question sets, or parts of one, that it was fitted on
 FROM = " from "
+# relative depths around which update-mean is fitted as a control
+DEPTHS = 0.25, 0.5, 0.75
 
 
 @dataclass
@@ -106,10 +108,10 @@ def update_mean(split: Split, layers: Sequence[int]) -> Tensor:
     return _mean_update(split.residuals[:, -split.blocks - 1 :])
 
 
-def middle_mean(split: Split, layers: Sequence[int]) -> Tensor:
-    """Control: ``update-mean`` of as many blocks around the middle of the network; (1, d)."""
+def middle_mean(split: Split, layers: Sequence[int], depth: float) -> Tensor:
+    """Control: ``update-mean`` of as many blocks around a relative depth of the network; (1, d)."""
     final = split.residuals.shape[1] - 1
-    last = (final + split.blocks + 1) // 2
+    last = min(max(int(final * depth + (split.blocks + 1) / 2), split.blocks), final)
     return _mean_update(split.residuals[:, max(last - split.blocks, 0) : last + 1])
 
 
@@ -210,20 +212,13 @@ def estimators(names: Sequence[str], ranks: Sequence[int]) -> dict[str, Estimato
     return found
 
 
+def middle_means() -> dict[str, Estimator]:
+    """Controls: :func:`middle_mean` at each of ``DEPTHS``."""
+    return {f"middle-mean-{depth:g}": partial(middle_mean, depth=depth) for depth in DEPTHS}
+
+
 def _of_rank(rank: int) -> Estimator:
     return lambda split, layers: phase_pca(split, layers, rank)
-
-
-def random_directions(count: int, width: int, seed: int) -> Tensor:
-    """Control: directions drawn uniformly from the unit sphere.
-
-    Returns
-    -------
-    Tensor, shape (count, width)
-        float32 rows of norm 1.
-    """
-    drawn = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
-    return normalize(drawn, dim=-1)
 
 
 def cross_fit(
@@ -266,19 +261,18 @@ def mean_norms(split: Split) -> Tensor:
     return torch.stack(by_layer, 1).mean(0)
 
 
-def patched(split: Split, basis: Tensor, layer: int, ranks: Sequence[int]) -> Tensor:
-    """Residuals whose part in a subspace is replaced by that of the last layer.
+def patched(h: Tensor, differences: Tensor, basis: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Residuals moved by the part of a change that lies in a subspace.
 
-    ``h + B_r^T B_r (h[L] - h)`` with the first r rows of the basis: at r = 0 the layer as it is, at
-    full rank the last layer. How fast readings approach those of the last layer says how
-    low-dimensional the change between the two is.
+    ``h + B_r^T B_r delta`` with the first r rows of the basis. If the change is the question's own
+    to the last layer, r = 0 is the layer as it is, full rank the last layer: how fast readings
+    approach those of the last layer says how low-dimensional the change between the two is.
 
     Parameters
     ----------
-    split : Split
+    h, differences : Tensor, shape (m, d)
     basis : Tensor, shape (R, d)
         From :func:`principal`, of a fit on other questions.
-    layer : int
     ranks : sequence of int
         Those above R give all of the basis.
 
@@ -286,7 +280,6 @@ def patched(split: Split, basis: Tensor, layer: int, ranks: Sequence[int]) -> Te
     -------
     Tensor, shape (m, ranks, d)
     """
-    h, differences = split.residuals[:, layer].float(), split.differences(layer)
     parts = differences @ basis.T
     return torch.stack([h + parts[:, :rank] @ basis[:rank] for rank in ranks], 1)
 

@@ -414,11 +414,11 @@ def _group_panel(axes, metrics: pd.DataFrame, group: str) -> None:
     bottom.set_xlabel("layer")
 
 
-DOSED = {"ece": "ECE", "mce": "MCE", "accuracy": "accuracy"}
+DOSED = {"nll": "NLL in nats", "ece": "ECE", "accuracy": "accuracy"}
 
 
-def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figure:
-    """ECE, MCE and accuracy over the scale, a column a layer, random directions as a grey band.
+def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str], controls: str) -> Figure:
+    """NLL, ECE and accuracy over the scale, a column a layer, matched controls as a grey band.
 
     Parameters
     ----------
@@ -427,6 +427,8 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     mode : {"lens", "through-network", "all-positions"}
     names : sequence of str
         Directions to draw; the first one with its interval.
+    controls : str
+        Name of the rows that hold mean and range of the controls.
 
     Returns
     -------
@@ -434,7 +436,7 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     """
     theme()
     chosen = sweep[sweep["mode"] == mode]
-    random = chosen["direction"].str.startswith("random-")
+    of_controls = chosen["direction"] == controls
     drawn = chosen[chosen["direction"].isin(names)]
     layers = sorted(chosen["layer"].unique())
     blocks = -(-len(layers) // 5)
@@ -450,10 +452,11 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
             axis.set_visible(True)
             axis.tick_params(labelbottom=row == 2, labelleft=column == 0)
             here = (chosen["layer"] == layer) & (chosen["metric"] == metric)
-            _random_band(axis, chosen[here & random])
+            _control_band(axis, chosen[here & of_controls])
             _dose_lines(axis, drawn[here[drawn.index]], names)
-            highest = drawn.loc[drawn["metric"] == metric, ["value", "ci_high"]].max(axis=None)
-            axis.set_ylim(0, min(highest * 1.02, 1) or 1)
+            # what harms at large scales would squeeze the rest
+            first = drawn["direction"].eq(names[0]) & drawn["metric"].eq(metric)
+            axis.set_ylim(0, drawn.loc[first, ["value", "ci_high"]].max(axis=None) * 1.1 or 1)
             if column == 0:
                 axis.set_ylabel(label)
             if row == 0:
@@ -465,13 +468,11 @@ def dose_response(sweep: pd.DataFrame, mode: str, names: Sequence[str]) -> Figur
     return figure
 
 
-def _random_band(axis, rows: pd.DataFrame) -> None:
-    band = rows.groupby("alpha")["value"].agg(["min", "max", "mean"])
-    label = f"{rows['direction'].nunique()} random directions: range"
-    axis.fill_between(
-        band.index, band["min"], band["max"], color=GREY, alpha=0.35, lw=0, label=label
-    )
-    axis.plot(band.index, band["mean"], color=GREY, lw=1.2, label="random directions: mean")
+def _control_band(axis, rows: pd.DataFrame) -> None:
+    rows = rows.sort_values("alpha")
+    ends = rows["alpha"], rows["ci_low"], rows["ci_high"]
+    axis.fill_between(*ends, color=GREY, alpha=0.35, lw=0, label="95 % of the matched controls")
+    axis.plot(rows["alpha"], rows["value"], color=GREY, lw=1.2, label="matched controls: mean")
     axis.axvline(0, color=INK, lw=0.7)
 
 
@@ -519,7 +520,7 @@ def direction_cosines(directions: pd.DataFrame) -> Figure:
     """
     theme()
     rows = cosines_everywhere(directions)
-    named = rows["name"].isin(["update-mean", "phase-mean", "middle-mean"])
+    named = rows["name"].isin(["update-mean", "phase-mean", "middle-mean-0.5"])
     figure = Figure(figsize=(8.5, 3), layout="constrained")
     axis = figure.subplots()
     sns.lineplot(
@@ -540,7 +541,7 @@ def direction_cosines(directions: pd.DataFrame) -> Figure:
 
 
 def dimensions(table: pd.DataFrame) -> Figure:
-    """Spectrum of the change to the last layer, and ECE and accuracy once r of it are replaced.
+    """Spectrum of the change to the last layer, NLL and accuracy once r dimensions are put in.
 
     Parameters
     ----------
@@ -554,16 +555,18 @@ def dimensions(table: pd.DataFrame) -> Figure:
     theme()
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
-    panels = {"explained": "share of squared norm", "ece": "ECE", "accuracy": "accuracy"}
+    panels = {"explained": "share of squared norm", "nll": "NLL in nats", "accuracy": "accuracy"}
     layers = sorted(table["layer"].unique())
     colors = sns.color_palette("viridis", len(layers))
     ticks = [rank for rank in sorted(table["rank"].unique()) if rank in (0, 1, 4, 16, 64, 256)]
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for place, layer in enumerate(layers):
-            one = table[table["layer"] == layer]
-            shape = {**look(place), "color": colors[place]}
-            axis.plot(one["rank"], one[column], **shape, markersize=4)
-            axis.get_lines()[-1].set_label(layer)
+            of_layer = table[table["layer"] == layer]
+            sources = of_layer.groupby("source", sort=False)
+            for (source, one), style in zip(sources, ("-", ":", "--"), strict=False):
+                shape = {**look(place), "color": colors[place], "ls": style}
+                axis.plot(one["rank"], one[column], **shape, markersize=4)
+                axis.get_lines()[-1].set_label(f"{layer}, {source}")
         axis.set_xscale("symlog", base=2, linthresh=1)
         axis.set(xlabel="top r dimensions", ylabel=label, ylim=(0, None))
         axis.set_xticks(ticks, labels=map(str, ticks))
@@ -574,7 +577,7 @@ def dimensions(table: pd.DataFrame) -> Figure:
 
 
 def transfer_matrix(rows: pd.DataFrame) -> Figure:
-    """Relative ECE change of what was fitted on one group, scored on each; one panel a mode.
+    """NLL change of what was fitted on one group, scored on each; one panel a mode.
 
     Parameters
     ----------
@@ -592,13 +595,13 @@ def transfer_matrix(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
     for axis, mode in zip(axes, modes, strict=True):
         of_mode = rows[rows["mode"] == mode].assign(
-            sure=lambda t: (t["ece_change_low"] > 0) | (t["ece_change_high"] < 0)
+            beyond=lambda t: (t["nll_change_high"] < 0) & (t["controls_nll_p"] <= 0.05)
         )
-        values, sure = (
+        values, beyond = (
             of_mode.pivot_table(name, "fitted_on", "scored_on", "first").loc[groups, groups]
-            for name in ("ece_relative_change", "sure")
+            for name in ("nll_change", "beyond")
         )
-        marked = values.map("{:+.0%}".format) + sure.map(lambda clear: "*" if clear else "")
+        marked = values.map("{:+.2f}".format) + beyond.map(lambda clear: "*" if clear else "")
         names = [group.partition(":")[2].replace(" ", "\n") for group in groups]
         sns.heatmap(
             values,
@@ -611,7 +614,7 @@ def transfer_matrix(rows: pd.DataFrame) -> Figure:
             xticklabels=names,
             yticklabels=names,
             cbar=axis is axes[-1],
-            cbar_kws={"label": "relative change of ECE"},
+            cbar_kws={"label": "change of NLL in nats"},
             annot_kws={"size": "small"},
             ax=axis,
         )

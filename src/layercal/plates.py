@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layercal import figures, readings, runs
+from layercal import dimensions, figures, readings, runs
 from layercal.questions import LETTERS
+from layercal.tally import ALL_CONTROLS
 
 # the result files that figures are drawn from
 TABLES = (
@@ -85,9 +86,8 @@ def claims(summary: dict) -> pd.DataFrame:
     """
     rows = []
     for claim in summary["claims"]:
-        form = "{:.0f}" if claim["measure"].startswith("dimensions") else "{:+.3f}"
         value, low, high = (
-            "more than tried" if claim[end] is None else form.format(claim[end])
+            "none" if claim[end] is None else f"{claim[end]:+.3f}"
             for end in ("value", "ci_low", "ci_high")
         )
         applies = claim["outcome"] != "not applicable"
@@ -276,17 +276,14 @@ def _cosines(t) -> Plate:
 
 def _dimensions(t) -> Plate | str:
     layer = t.dimensions["layer"].min()
-    one = t.dimensions[t.dimensions["layer"] == layer].set_index("rank")
-    if one["explained"].isna().all():
+    if t.dimensions["explained"].isna().all():
         return f"From layer {layer}, the peak of ECE, to the last layer nothing changes."
-    said = ", ".join(
-        f"{rank} dimension(s): {one.loc[rank, 'explained']:.0%} of the squared norm, ECE "
-        f"{one.loc[rank, 'ece']:.2f}"
-        for rank in (1, 8, one.index.max())
-        if rank in one.index
+    alt = (
+        "Spectrum of the change to the last layer, and NLL and accuracy once it is put in, by "
+        f"dimensions. {dimensions.in_words(t.dimensions, layer)}"
     )
-    alt = f"Spectrum of the change to the last layer, and ECE and accuracy. Layer {layer}, {said}."
-    return Plate(figures.dimensions(t.dimensions), t.dimensions, alt)
+    drawn = t.dimensions[t.dimensions["source"] != dimensions.OTHERS]
+    return Plate(figures.dimensions(drawn), t.dimensions, alt)
 
 
 def _dose(mode: str) -> Callable:
@@ -298,16 +295,16 @@ def _dose(mode: str) -> Callable:
         asked = [primary, "phase-mean", "gradient", "probe", f"{primary} (subtract)"]
         drawn = [name for name in dict.fromkeys(asked) if name in set(rows["direction"])]
         kept = rows["metric"].isin(figures.DOSED)
-        kept &= rows["direction"].isin(drawn) | rows["direction"].str.startswith("random-")
-        of = rows[(rows["direction"] == primary) & (rows["metric"] == "ece")]
+        kept &= rows["direction"].isin([*drawn, ALL_CONTROLS])
+        of = rows[(rows["direction"] == primary) & (rows["metric"] == "nll")]
         layer = of["layer"].min()
         at = of[of["layer"] == layer].set_index("alpha")["value"]
         alt = (
-            f"ECE, MCE and accuracy over the scale alpha, mode {mode}, random directions as a grey "
-            f"band. {primary} at layer {layer}: ECE {at[0]:.2f} unsteered, lowest at alpha "
+            f"NLL, ECE and accuracy over the scale alpha, mode {mode}, matched controls as a grey "
+            f"band. {primary} at layer {layer}: NLL {at[0]:.2f} unsteered, lowest at alpha "
             f"{at.idxmin():g}, {at.min():.2f}."
         )
-        return Plate(figures.dose_response(t.sweep, mode, drawn), rows[kept], alt)
+        return Plate(figures.dose_response(t.sweep, mode, drawn, ALL_CONTROLS), rows[kept], alt)
 
     return plate
 
@@ -317,10 +314,10 @@ def _transfer(t) -> Plate | str:
     if not len(rows) or rows["scored_on"].nunique() < 2:
         return "Too few categories hold enough questions to fit a direction on."
     rows = rows[rows["layer"] == rows["layer"].min()]
-    change = rows["ece_relative_change"]
+    change = rows["nll_change"]
     alt = (
-        "Relative change of ECE by category that the direction was fitted on and category scored, "
-        f"from {change.min():+.0%} to {change.max():+.0%}."
+        "Change of NLL by category that the direction was fitted on and category scored, "
+        f"from {change.min():+.2f} to {change.max():+.2f} nats."
     )
     return Plate(figures.transfer_matrix(rows), rows, alt)
 

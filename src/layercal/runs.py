@@ -258,3 +258,12 @@ class Residuals:
         if every != slice(None):
             raise TypeError("residuals are indexed as [rows] or [:, layers]")
         return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
+
+    def of_question(self, row: int) -> torch.Tensor:
+        """Read one question at all layers; (L + 1, d)."""
+        place = int(self.rows[row])
+        for shard in self.shards:
+            if place < len(shard):
+                return shard[place]
+            place -= len(shard)
+        raise IndexError(row)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import softmax
 
-from layercal import accuracy, calibration, differences, resampling
+from layercal import accuracy, calibration, differences, paired, resampling
 
 MIN_COUNT = 30  # samples of a bin from which on its gap can be resampled
 WORST = f"mce_min{MIN_COUNT}"
@@ -96,7 +96,8 @@ class Scoring:
             ECE, MCE over bins of at least ``MIN_COUNT`` (None where no bin of one side is so full),
             accuracy and mean confidence before and after; their changes with paired 95 % intervals,
             that of accuracy by Tango's score, relative ones of ECE and MCE, p-values of no change;
-            whether accuracy is kept within the margin; the null floor before.
+            whether accuracy is kept within the margin; NLL and Brier as :meth:`score_changes` gives
+            them; the null floor and the 95 % interval of ECE before.
         """
         found = {"n": self.n_questions}
         pairs = self.read(before), self.read(after)
@@ -110,9 +111,13 @@ class Scoring:
         }
         for metric, bounds in intervals.items():
             found |= _change(metric, *(side[metric].mean() for side in means), *bounds)
+        found |= self.score_changes(before, after)
         null = self.null(errors[0]["ece"], pairs[0][0])
         found["ece_null_mean"] = float(null.mean())
         found["ece_null_high"] = float(np.quantile(null, 0.95))
+        found["ece_before_low"], found["ece_before_high"] = resampling.error_interval(
+            errors[0]["ece"]
+        )
         found["accuracy_margin"] = self.accuracy_margin
         found["accuracy_kept"] = resampling.equivalent(
             found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
@@ -121,6 +126,44 @@ class Scoring:
 
     def _interval(self, values: np.ndarray) -> tuple[float, float]:
         return resampling.interval(values.mean(), self.resampled_mean(values))
+
+    def score_changes(self, before: np.ndarray, after: np.ndarray) -> dict:
+        """Compare two readings by the scores that decide claims.
+
+        Parameters
+        ----------
+        before, after : array, shape (n, n_options)
+            Logits.
+
+        Returns
+        -------
+        dict
+            NLL and Brier before and after, ``nll_change`` and ``brier_change`` with Student's 95 %
+            interval, standard error and p-value; ``freedom``, the degrees of freedom.
+        """
+        old, new = (paired.losses(one, self.answer) for one in (before, after))
+        found: dict = {}
+        for name in old:
+            change = paired.mean_change(new[name] - old[name], self.cluster)
+            sides = old[name].mean(), new[name].mean()
+            found |= _change(name, *sides, *change.interval())
+            found |= {f"{name}_change_error": change.error, f"{name}_p": change.p}
+            found["freedom"] = change.freedom
+        return found
+
+    def compare(self, name: str, before: np.ndarray, after: np.ndarray) -> dict:
+        """:meth:`score_changes`, and ECE as a description, under names that begin with ``name``."""
+        found = self.score_changes(before, after)
+        del found["freedom"]
+        found |= {"ece_before": self.ece(before), "ece_after": self.ece(after)}
+        return {f"{name}_{key}": value for key, value in found.items()}
+
+    def accuracy_interval(
+        self, before: np.ndarray, after: np.ndarray, level: float
+    ) -> tuple[float, float]:
+        """Interval of the change of accuracy between logits (n, n_options), at any level."""
+        sides = (self.read(one)[1] for one in (before, after))
+        return accuracy.paired_interval(*sides, self.cluster, level)
 
 
 def _error_change(metric: str, old, new) -> dict:

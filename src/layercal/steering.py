@@ -22,8 +22,9 @@ READ_LAYER = {
     "through-network": lambda layer, final: final,
     "all-positions": lambda layer, final: final,
 }
-# added to a mode: read with the scale of the final norm frozen
-FROZEN = "-frozen"
+# added to a mode: read with the scale of the final norm frozen; how far the primary direction grows
+# that scale; read under the controls
+FROZEN, GROWTH, CONTROLS = "-frozen", "-growth", "-controls"
 
 
 def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
@@ -52,7 +53,10 @@ def subtract(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
 
 
 def rotate(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
-    """Control: turn towards the direction, keeping the norm; parameters as in :func:`add`."""
+    """Control: turn towards the direction, keeping the norm; parameters as in :func:`add`.
+
+    The final norm takes scale out, so that read at the steered layer this is :func:`add`.
+    """
     moved = add(h, basis, eta, alphas)
     length = h.norm(dim=-1)[..., None, None, None]
     return moved * (length / moved.norm(dim=-1, keepdim=True))
@@ -113,16 +117,10 @@ def variants(fitted: dict[str, Tensor]) -> list[Variant]:
 
 
 @torch.inference_mode()
-def steered_logits(
-    model: LensModel,
-    prefix: Prefix,
-    layer: int,
-    changed: Tensor,
-    option_ids: Tensor,
-    mode: str,
-    chunk: int = 512,
-) -> tuple[Tensor, Tensor]:
-    """Option logits of one prompt under many changes of its residual stream.
+def final_residuals(
+    model: LensModel, prefix: Prefix, layer: int, changed: Tensor, mode: str, chunk: int = 512
+) -> Tensor:
+    """What is read of one prompt under many changes of its residual stream.
 
     Parameters
     ----------
@@ -133,10 +131,40 @@ def steered_logits(
         Where the stream is changed.
     changed : Tensor, shape (S, d), or (S, tokens, d) for all-positions
         Residuals at ``layer``, one row a setting.
-    option_ids : Tensor, shape (n_options,)
     mode : {"lens", "through-network", "all-positions"}
     chunk : int
         Tokens that go through the network in one pass, but at least one setting; bounds memory.
+
+    Returns
+    -------
+    Tensor, shape (S, d)
+        Residuals at the layer that the mode reads; float32, on the CPU.
+    """
+    if mode == "lens":
+        return changed.float().cpu()
+    rows_at_once = max(chunk // changed.shape[1:-1].numel(), 1)
+    # filled in place: results kept one by one would scatter over the freed memory between passes
+    found = torch.empty(len(changed), model.width)
+    for rows in torch.arange(len(changed)).split(rows_at_once):
+        part = changed[rows].to(model.device)
+        if mode == "through-network":
+            found[rows] = model.continue_from(prefix, layer, part).float().cpu()
+        else:  # the blocks up to the layer have run once, for all
+            found[rows] = model.continue_all(prefix.input_ids[0], layer, part).float().cpu()
+    return found
+
+
+@torch.inference_mode()
+def steered_logits(
+    model: LensModel,
+    prefix: Prefix,
+    layer: int,
+    changed: Tensor,
+    option_ids: Tensor,
+    mode: str,
+    chunk: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Option logits of one prompt under many changes; parameters as in :func:`final_residuals`.
 
     Returns
     -------
@@ -144,24 +172,15 @@ def steered_logits(
         With the final norm live, and with its scale frozen at that of the unsteered stream.
     """
     unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)]
-    rows_at_once = max(chunk // changed.shape[1:-1].numel(), 1)
-    # filled in place: results kept one by one would scatter over the freed memory between passes
-    live, frozen = torch.empty(2, len(changed), len(option_ids))
-    for rows in torch.arange(len(changed)).split(rows_at_once):
-        part = changed[rows].to(model.device)
-        if mode == "through-network":
-            part = model.continue_from(prefix, layer, part)
-        elif mode == "all-positions":  # the blocks up to the layer have run once, for all
-            part = model.continue_all(prefix.input_ids[0], layer, part)
-        live[rows] = model.option_logits(part, option_ids).cpu()
-        frozen[rows] = model.option_logits(part, option_ids, frozen_at=unsteered).cpu()
-    return live, frozen
+    final = final_residuals(model, prefix, layer, changed, mode, chunk)
+    live = model.option_logits(final, option_ids).cpu()
+    return live, model.option_logits(final, option_ids, frozen_at=unsteered).cpu()
 
 
 def changes(
     h: Tensor,
     steered: Sequence[Variant],
-    random: Tensor,
+    controls: Tensor,
     norms: Tensor,
     alphas: Tensor,
     own: int,
@@ -173,7 +192,7 @@ def changes(
     ----------
     h : Tensor, shape (..., d)
     steered : sequence of Variant
-    random : Tensor, shape (R, d)
+    controls : Tensor, shape (R, d)
     norms : Tensor, shape (K, K)
         Mean residual norm at the layer, as each fit saw it.
     alphas : Tensor, shape (alphas,)
@@ -185,14 +204,14 @@ def changes(
     Yields
     ------
     Tensor, shape (..., settings, d)
-        For each variant the fits for the K outer folds, each at all scales; then the random
-        directions; last ``h`` itself.
+        For each variant the fits for the K outer folds, each at all scales; then the controls; last
+        ``h`` itself.
     """
     eta = norms[:, own, None] * alphas
     for one in steered:
         moved = INTERVENTIONS[one.intervention](h, one.basis(own, place), eta, alphas)
         yield moved.flatten(-3, -2)
-    for some in random.split(len(norms)):
+    for some in controls.split(len(norms)):
         yield add(h, some[:, None], eta[own].expand(len(some), -1), alphas).flatten(-3, -2)
     yield h[..., None, :]
 
@@ -207,7 +226,11 @@ def sweep_prompt(
     modes: Sequence[str],
     chunk: int = 512,
 ) -> dict[str, Tensor]:
-    """Sweep one prompt over variants, layers and scales.
+    """Sweep one prompt over variants, controls, layers and scales.
+
+    The residuals of the prefix are what the sweep starts from and what scale 0 reads, so that they
+    may come from another run of the same prompt: what the blocks above make of a change is added to
+    them, and rounding, which differs from run to run, is not taken for an effect.
 
     Parameters
     ----------
@@ -216,8 +239,8 @@ def sweep_prompt(
         The prompt, run once.
     option_ids : Tensor, shape (n_options,)
     fitted : dict of Tensor
-        ``directions.safetensors``: as :func:`variants` reads it, with ``random`` (R, d), ``norms``
-        (K, K, L + 1) and ``layers``.
+        ``directions.safetensors``: as :func:`variants` reads it, with ``controls`` (layers, R, d),
+        ``norms`` (K, K, L + 1) and ``layers``.
     own : int
         The question's fold.
     alphas : sequence of float
@@ -227,34 +250,67 @@ def sweep_prompt(
 
     Returns
     -------
-    dict of Tensor, shape (V, layers, alphas, n_options)
-        One for each mode, of all variants and random directions; and one for each mode with the
-        norm's scale frozen, of the variants alone.
+    dict of Tensor
+        For each mode the logits of the K fits of each variant, (V, layers, alphas, n_options); with
+        the norm's scale frozen (``FROZEN``); of the controls (``CONTROLS``), (R, layers, alphas,
+        n_options); and by what the K fits of the primary direction grow that scale (``GROWTH``),
+        (K, layers, alphas).
     """
     steered, scales = variants(fitted), torch.tensor(alphas)
-    n_fitted = len(steered) * len(fitted["norms"])
-    n_directions = n_fitted + len(fitted["random"])
+    n_fits = len(fitted["norms"])
+    n_fitted = len(steered) * n_fits
     layers, moved = fitted["layers"].tolist(), scales != 0
     if "all-positions" in modes:
         streams = model.streams(prefix.input_ids[0], layers)
-    found = {name: [] for mode in modes for name in (mode, mode + FROZEN)}
+    found: dict[str, list[Tensor]] = {}
     for place, layer in enumerate(layers):
-        norms = fitted["norms"][:, :, layer]
-        rest = steered, fitted["random"], norms, scales[moved], own, place
+        rest = (
+            steered,
+            fitted["controls"][place],
+            fitted["norms"][:, :, layer],
+            scales[moved],
+            own,
+            place,
+        )
         at_answer = torch.cat(list(changes(prefix.residuals[layer].float().cpu(), *rest)))
         for mode in modes:
             parts = [at_answer]
             if mode == "all-positions":  # some at a time: each holds the stream of the whole prompt
                 everywhere = changes(streams[place].float().cpu(), *rest)
                 parts = (some.movedim(1, 0) for some in everywhere)
-            read = [
-                steered_logits(model, prefix, layer, part, option_ids, mode, chunk)
-                for part in parts
-            ]
-            for name, some in zip((mode, mode + FROZEN), zip(*read, strict=True), strict=True):
-                # all settings of scale 0 are one and the same: it ran once
-                logits = torch.cat(some)
-                every = logits[-1].repeat(n_directions, len(alphas), 1)
-                every[:, moved] = logits[:-1].reshape(n_directions, -1, len(option_ids))
-                found[name].append(every if name == mode else every[:n_fitted])
-    return {name: torch.stack(layers, 1) for name, layers in found.items()}
+            ends = [final_residuals(model, prefix, layer, one, mode, chunk) for one in parts]
+            unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)].float().cpu()
+            read = _read(model, torch.cat(ends), unsteered, option_ids, moved)
+            live, frozen, growth = read
+            for name, one in {
+                mode: live[:n_fitted],
+                mode + FROZEN: frozen[:n_fitted],
+                mode + CONTROLS: live[n_fitted:],
+                mode + GROWTH: growth[:n_fits],
+            }.items():
+                found.setdefault(name, []).append(one)
+    return {name: torch.stack(by_layer, 1) for name, by_layer in found.items()}
+
+
+@torch.inference_mode()
+def _read(model: LensModel, ends: Tensor, unsteered: Tensor, option_ids: Tensor, moved: Tensor):
+    """Read all settings of a layer; each (directions, alphas, ...).
+
+    ``ends`` (settings + 1, d): at the scales that move, last where nothing was changed. All
+    settings of scale 0 are one and the same.
+    """
+    ends = ends[:-1] + (unsteered - ends[-1])
+    still = model.option_logits(unsteered, option_ids).cpu()
+    grown = (model.norm_scale(ends) / model.norm_scale(unsteered)).cpu()
+    read = (
+        (model.option_logits(ends, option_ids).cpu(), still),
+        (model.option_logits(ends, option_ids, frozen_at=unsteered).cpu(), still),
+        (grown, torch.ones(())),
+    )
+    found = []
+    for one, at_zero in read:
+        n_directions = len(one) // int(moved.sum())
+        every = at_zero.expand(n_directions, len(moved), *at_zero.shape).clone()
+        every[:, moved] = one.reshape(n_directions, -1, *at_zero.shape)
+        found.append(every)
+    return found

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from layercal import InputError, plates, question_sources
+from layercal import InputError, claims, plates, question_sources
 from layercal import config as config_module
 from layercal.config import check, check_names, check_registry, key_tables
 
@@ -59,10 +59,20 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
     assert len(paper["models"]) == 4
     assert paper["directions"].pop("transfer")["models"] == paper["models"][1:]
     assert not CONFIG["directions"]["transfer"]["models"]
-    paper["directions"]["transfer"] = CONFIG["directions"]["transfer"]
+    paper["directions"] |= {key: CONFIG["directions"][key] for key in ("transfer", "random")}
     own = {"study", "models", "questions", "extract"}
     assert {key for key in CONFIG if paper[key] != CONFIG[key]} == own
     assert {**paper["extract"], "shards": 4} == CONFIG["extract"]
+
+
+@pytest.mark.parametrize("name", ["config", "paper", "languages"])
+def test_there_are_controls_enough_for_the_claims_of_a_study(name):
+    """A rank among R is never below 1 / (1 + R), whatever a direction does."""
+    config = read(f"config/{name}.yaml")
+    modes = config["steering"].get("modes", CONFIG["steering"]["modes"])
+    family = claims.Family(len(config["models"]) * len(config["questions"]), len(modes))
+    level = family.level_of("it does so more than matched random directions")
+    assert 1 / (1 + config["directions"]["random"]) <= level
 
 
 @pytest.mark.parametrize(

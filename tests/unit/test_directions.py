@@ -44,7 +44,15 @@ def test_middle_mean_is_taken_around_the_middle(split):
         for layer in (2, 3, 4):
             update = question[layer] - question[layer - 1]
             total = total + update / update.norm()
-    torch.testing.assert_close(directions.middle_mean(split, [3])[0], total / total.norm())
+    torch.testing.assert_close(directions.middle_mean(split, [3], 0.5)[0], total / total.norm())
+
+
+def test_middle_means_are_taken_at_several_depths(split):
+    found = directions.middle_means()
+    assert list(found) == ["middle-mean-0.25", "middle-mean-0.5", "middle-mean-0.75"]
+    vectors = torch.cat([fit(split, [3]) for fit in found.values()])
+    torch.testing.assert_close(vectors[1:2], directions.middle_mean(split, [3], 0.5))
+    assert (vectors @ vectors.T - torch.eye(3)).triu(1).abs().max() < 0.999
 
 
 def test_peak_is_that_of_the_split_alone(split):
@@ -89,7 +97,7 @@ def test_principal_finds_a_planted_subspace(split):
     torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
     assert torch.linalg.svdvals(basis @ planted).min() > 0.999
     assert (basis @ (residuals[:, -1] - residuals[:, 2]).mean(0) >= 0).all()
-    patched = directions.patched(made, basis, 2, [0, 1, 2])
+    patched = directions.patched(residuals[:, 2], made.differences(2), basis, [0, 1, 2])
     torch.testing.assert_close(patched[:, 0], residuals[:, 2])
     torch.testing.assert_close(patched[:, 2], residuals[:, -1], atol=0.1, rtol=0)
     assert (patched[:, 1] - residuals[:, -1]).norm() > 3 * (patched[:, 2] - residuals[:, -1]).norm()
@@ -182,7 +190,7 @@ def test_residuals_are_read_a_few_layers_at_a_time(split):
     sharded = directions.replace(split, residuals=few_layers(split.residuals))
     fold, layers = np.arange(60) % 3, [3, 4]
     fits = directions.estimators([*directions.ESTIMATORS, "phase-pca"], [2])
-    for fit in (*fits.values(), directions.middle_mean):
+    for fit in (*fits.values(), *directions.middle_means().values()):
         found, like = (
             directions.cross_fit(lambda part, fit=fit: fit(part, layers), one, fold, 3)
             for one in (sharded, split)
@@ -193,13 +201,6 @@ def test_residuals_are_read_a_few_layers_at_a_time(split):
         )
         assert rows == like
     assert torch.equal(directions.mean_norms(sharded), directions.mean_norms(split))
-
-
-def test_random_directions_are_units_and_repeat():
-    drawn = directions.random_directions(5, 64, 3)
-    torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(5))
-    torch.testing.assert_close(drawn, directions.random_directions(5, 64, 3))
-    assert (drawn @ drawn.T - torch.eye(5)).abs().max() < 0.7
 
 
 def test_description(split):
@@ -271,7 +272,9 @@ def test_a_planted_direction_corrects_confidence_and_keeps_accuracy(planted):
     _, split = planted
     h = split.residuals[:, split.residuals.shape[1] - 4]
     found = directions.update_mean(split, [])[0]
-    random = directions.random_directions(1, split.model.width, 0)[0]
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(split.model.width, generator=generator)
+    random = random / random.norm()
     eta = 2 * h.norm(dim=-1).mean()
     still, steered, astray = (
         split.model.option_logits(h + eta * vector, OPTIONS)
@@ -304,7 +307,8 @@ def test_no_block_writes_layer_0(split):
 def test_the_middle_of_a_model_of_one_block(split):
     few = directions.replace(split, residuals=split.residuals[:, :2], blocks=3)
     own = directions.update_mean(few, [])
-    torch.testing.assert_close(directions.middle_mean(few, []), own)
+    for fit in directions.middle_means().values():
+        torch.testing.assert_close(fit(few, []), own)
     assert own.norm().item() == pytest.approx(1)
 
 

@@ -1,19 +1,43 @@
 """Choice of scales, dose-response and verdicts, on logits whose right verdict is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 
-from layercal import calibration, evaluation, scoring, verdicts
+from layercal import calibration, evaluation, scoring, tally, verdicts
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
+STILL = [1.0, 1.0, 1.0, 1.0]  # a norm that does not grow
 
 
-def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None, frozen=None):
+def tallied(logits, answer, fold, part=0, alphas=ALPHAS):
+    """Sums over controls whose logits are (n, R, layers, alphas, n_options)."""
+    cell = pd.factorize(fold * 10 + part)[0]
+    scored = tally.score_rows(np.moveaxis(logits, 0, -2), answer, 10)  # R, layers, alphas, n, ...
+    sums = np.stack([scored[..., cell == one, :].sum(-2) for one in range(cell.max() + 1)])
+    sums = np.moveaxis(sums, 1, 2)
+    made = {"cell": cell, "fold": fold, "alphas": alphas, "accuracy_margin": 0.02}
+    return tally.Tally(sums={"through-network": sums, "lens": sums}, **made)
+
+
+def sweep(
+    rng,
+    factors,
+    n=600,
+    n_controls=4,
+    sharpness=3.0,
+    control_factors=None,
+    frozen=None,
+    growth=None,
+    part=0,
+):
     """Readings of a model whose logits are ``sharpness`` times too large.
 
-    At each scale the fitted direction multiplies them by a factor, a random one by another, the
-    same for every question: what is right is known. ``frozen``: the factors with the norm frozen.
+    At each scale the fitted direction multiplies them by a factor, a control by another, the same
+    for every question: what is right is known. ``frozen``: the factors with the norm frozen.
+    ``growth``: of the norm, by default as if all of the factors were its doing. ``part``: of the
+    questions, by which sums of the controls are kept apart.
     """
     folds = 3
     calibrated = rng.normal(size=(n, 4)) * 1.2
@@ -21,17 +45,24 @@ def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None, f
     answer = (rng.random((n, 1)) > p.cumsum(-1)).sum(-1).clip(0, 3)
     logits = sharpness * calibrated
     factors = np.array(factors)
-    random_factors = np.ones(len(ALPHAS)) if random_factors is None else np.array(random_factors)
-    by_direction = [factors] * folds + [random_factors] * n_random
-    scaled = logits[:, None, None, None] * np.array(by_direction)[None, :, None, :, None]
-    frozen = np.array([factors if frozen is None else np.array(frozen)] * folds)
+    control_factors = np.ones((n_controls, 1)) if control_factors is None else control_factors
+    control_factors = np.broadcast_to(control_factors, (n_controls, len(ALPHAS)))
+
+    def scaled(by_direction):
+        return logits[:, None, None, None] * np.array(by_direction)[None, :, None, :, None]
+
+    fold = np.arange(n) % folds
+    frozen = factors if frozen is None else np.array(frozen)
+    growth = 1 / np.abs(factors) if growth is None else growth
     return evaluation.Sweep(
         logits={
-            "through-network": scaled,
-            "through-network-frozen": logits[:, None, None, None] * frozen[None, :, None, :, None],
+            "through-network": scaled([factors] * folds + [control_factors[0]]),
+            "through-network-frozen": scaled([frozen] * folds),
         },
+        growth={"through-network": np.broadcast_to(growth, (n, folds, 1, 4))},
+        controls=tallied(scaled(control_factors), answer, fold, part),
         answer=answer,
-        fold=np.arange(n) % folds,
+        fold=fold,
         cluster=np.arange(n),
         norms=np.array([1.0, 2.0, 3.0]),
         variants=["update-mean"],
@@ -45,34 +76,33 @@ def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None, f
     )
 
 
-def steered(made, above_chance=True):
+def steered(made, above_chance=True, **rules):
     """Verdicts on what is no baseline."""
-    rows = verdicts.summarise(made, ["update-mean"], above_chance)
+    rows = verdicts.summarise({"all": (made, above_chance)}, ["update-mean"], **rules)
     return [row for row in rows if row["kind"] != "baseline"]
 
 
 def test_selection_never_worse_on_its_own_split_and_abstains(rng):
     alphas = [-1.0, 0.0, 1.0]
     for _ in range(50):
-        confidence = rng.uniform(0.25, 1, (3, 60))
+        nll = rng.exponential(size=(3, 60))
         correct = rng.random((3, 60)) < rng.uniform(0.2, 0.9, (3, 1))
-        best = evaluation.select_alpha(confidence, correct, alphas, 0.02)
-        errors = calibration.ece(confidence, correct)
-        assert errors[best] <= errors[1]
+        best = evaluation.select_scale(nll, correct, alphas, 0.02)
+        assert nll[best].mean() <= nll[1].mean()
         assert correct[best].mean() >= correct[1].mean() - 0.02
-    same = np.repeat(rng.uniform(0.25, 1, (1, 60)), 3, 0)
-    assert evaluation.select_alpha(same, same > 0.6, alphas, 0.02) == 1
+    same = np.repeat(rng.exponential(size=(1, 60)), 3, 0)
+    assert evaluation.select_scale(same, same > 0.6, alphas, 0.02) == 1
 
 
 def test_scored_questions_do_not_influence_their_own_scale(rng):
     """Changing what a fold's own questions show must not change the scale chosen for it."""
     alphas, fold = [0.0, 0.5, 1.0], np.arange(90) % 3
-    confidence = rng.uniform(0.25, 1, (3, 3, 90))
+    nll = rng.exponential(size=(3, 3, 90))
     correct = rng.random((3, 3, 90)) < 0.5
-    chosen = evaluation.cross_select(confidence, correct, fold, alphas, 0.5)
+    chosen = evaluation.cross_select(nll, correct, fold, alphas, 0.5)
     for f in range(3):
-        other = confidence.copy(), correct.copy()
-        other[0][f][:, fold == f] = rng.uniform(0.25, 1, (3, 30))
+        other = nll.copy(), correct.copy()
+        other[0][f][:, fold == f] = rng.exponential(size=(3, 30))
         other[1][f][:, fold == f] = rng.random((3, 30)) < 0.9
         again = evaluation.cross_select(*other, fold, alphas, 0.5)
         assert again[f] == chosen[f]
@@ -81,8 +111,8 @@ def test_scored_questions_do_not_influence_their_own_scale(rng):
 def test_dose_response_is_the_metric_at_each_setting(rng):
     made = sweep(rng, [1.5, 1, 0.7, 1 / 3])
     table = evaluation.dose_response(made)
-    assert len(table) == 5 * len(ALPHAS) * 4
-    assert set(table["direction"]) == {"update-mean", *(f"random-{i:02d}" for i in range(4))}
+    assert len(table) == (2 * 6 + 4) * len(ALPHAS)
+    assert set(table["direction"]) == {"update-mean", "matched control", "matched controls"}
     assert (table["eta"] == table["alpha"] * 3.0).all()
     for a, alpha in enumerate(ALPHAS):
         p = softmax(made.logits["through-network"][:, 0, 0, a], -1)
@@ -92,8 +122,29 @@ def test_dose_response_is_the_metric_at_each_setting(rng):
         assert rows.loc["ece", "value"] == pytest.approx(calibration.ece(p.max(-1), correct))
         assert rows.loc["accuracy", "value"] == pytest.approx(correct.mean())
         assert rows.loc["confidence", "value"] == pytest.approx(p.max(-1).mean())
-        accuracy = rows.loc["accuracy"]
-        assert accuracy["ci_low"] < accuracy["value"] < accuracy["ci_high"]
+        nll = -np.log(p[np.arange(600), made.answer])
+        assert rows.loc["nll", "value"] == pytest.approx(nll.mean())
+        for metric in ("accuracy", "nll", "brier"):
+            one = rows.loc[metric]
+            assert one["ci_low"] < one["value"] < one["ci_high"]
+
+
+def test_the_band_of_controls_is_that_of_each_of_them(rng):
+    factors = rng.uniform(0.2, 1.5, (40, 4))
+    made = sweep(rng, [1, 1, 1, 1], n_controls=40, control_factors=factors)
+    table = evaluation.dose_response(made)
+    band = table[table["direction"] == "matched controls"]
+    calibrated = made.unsteered("through-network", 0)
+    for a, alpha in enumerate(ALPHAS):
+        p = [softmax(factor * calibrated, -1) for factor in factors[:, a]]
+        ece = [calibration.ece(one.max(-1), one.argmax(-1) == made.answer) for one in p]
+        nll = [-np.log(one[np.arange(600), made.answer]).mean() for one in p]
+        for metric, values in (("ece", ece), ("nll", nll)):
+            row = band[(band["metric"] == metric) & (band["alpha"] == alpha)].iloc[0]
+            ends = np.quantile(values, [0.025, 0.975])
+            np.testing.assert_allclose(
+                row[["value", "ci_low", "ci_high"]].astype(float), [np.mean(values), *ends]
+            )
 
 
 def test_each_question_is_read_under_the_fit_without_its_fold(rng):
@@ -109,34 +160,59 @@ def test_each_question_is_read_under_the_fit_without_its_fold(rng):
 
 
 def test_a_direction_that_corrects_is_recognised(rng):
-    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 1 / 3]))
-    assert found["alphas"] == [1.0, 1.0, 1.0]
+    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 1 / 3], n_controls=99, growth=STILL))
+    assert found["alphas"] == [1.0, 1.0, 1.0] and found["at_edge"]
     assert found["outcome"] == "lowered"
-    assert found["ece_change_high"] < 0
+    assert found["nll_change_high"] < 0 and found["brier_change_high"] < 0
     assert found["ece_after"] < found["ece_before"] / 2
     assert found["accuracy_change"] == 0 and found["accuracy_kept"]
-    assert found["random_relative_change_best"] == 0
-    assert "ECE lowered" in found["verdict"]
+    assert found["controls_nll_change"] == 0 and found["controls_nll_p"] == 0.01
+    assert "NLL lowered" in found["verdict"] and "edge of the grid" in found["verdict"]
 
 
-def test_a_gain_that_random_directions_share_is_not_credited(rng):
+def test_a_best_scale_inside_the_grid_is_not_flagged(rng):
+    (found,) = steered(sweep(rng, [1.5, 1, 1 / 3, 0.1]))
+    assert found["alphas"] == [0.5, 0.5, 0.5] and not found["at_edge"]
+    assert "edge of the grid" not in found["verdict"]
+
+
+def test_a_gain_that_controls_share_is_not_credited(rng):
     shared = [1.5, 1, 0.7, 1 / 3]
-    (found,) = steered(sweep(rng, shared, random_factors=shared))
-    assert found["outcome"] == "lowered, as by random directions"
-    assert found["random_relative_change_best"] == pytest.approx(found["ece_relative_change"])
+    (found,) = steered(sweep(rng, shared, control_factors=np.array([shared])))
+    assert found["outcome"] == "lowered, not shown beyond matched controls"
+    assert found["controls_nll_change"] == pytest.approx(found["nll_change"])
+    assert found["controls_ece_change"] == pytest.approx(found["ece_change"])
+    assert found["controls_nll_p"] == 1
 
 
-def test_nothing_to_gain_in_a_calibrated_model(rng):
-    (found,) = steered(sweep(rng, [1.5, 1, 0.7, 0.5], sharpness=1.0))
+def test_what_there_was_to_gain_is_an_interval_and_hides_no_harm(rng):
+    """A calibrated model, harmed beyond what its null floor of ECE would show."""
+    made = sweep(rng, [1.5, 1, 0.7, 0.5], sharpness=1.0)
+    (found,) = steered(made)
     assert found["ece_before"] <= found["ece_null_high"]
-    assert found["outcome"] == "nothing to gain"
-    assert "already stands at its null floor" in found["verdict"]
+    ends = f"between {found['ece_before_low']:.3f} and {found['ece_before_high']:.3f}"
+    assert found["ece_before_low"] == 0 and f"there is {ends} of it to gain" in found["verdict"]
+
+
+def test_a_harm_is_called_one_where_ece_was_within_its_floor(rng):
+    """Scale 1 helps on the questions it is chosen on, and sharpens those that it is scored on."""
+    made = sweep(rng, [1, 1, 1, 1], sharpness=1.0)
+    helps = np.log(0.05 + np.eye(4)[made.answer])
+    for logits in made.logits.values():
+        for fit in range(3):
+            own = made.fold == fit
+            logits[own, fit, 0, 3] *= 4
+            logits[~own, fit, 0, 3] += helps[~own]
+    (found,) = steered(made)
+    assert found["alphas"] == [1, 1, 1] and found["ece_before"] <= found["ece_null_high"]
+    assert found["outcome"] == "raised" and found["nll_change_low"] > 0
+    assert "NLL raised" in found["verdict"] and "to gain at n = 600" in found["verdict"]
 
 
 def test_a_direction_that_does_nothing_is_left_alone(rng):
     (found,) = steered(sweep(rng, [1, 1, 1, 1]))
     assert found["alphas"] == [0.0, 0.0, 0.0]
-    assert found["ece_change"] == 0
+    assert found["nll_change"] == 0 and found["controls_nll_p"] == 1
     assert found["outcome"] == "unchanged, no scale helps"
 
 

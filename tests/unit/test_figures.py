@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from test_evaluation import tallied
 
 from layercal import (
     InputError,
@@ -22,6 +23,7 @@ from layercal import (
     verdicts,
 )
 from layercal.stages.figure import latex
+from layercal.tally import ALL_CONTROLS
 
 
 @pytest.fixture
@@ -40,10 +42,13 @@ def tables(rng):
     weights = resampling.resample_weights(60, 100, 0)
     known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
     found = phase.detect(read.confidence, read.correct, weights, known)
+    steered, fold = rng.normal(size=(60, 4, 2, 3, 4)), np.arange(60) % 3
     made = evaluation.Sweep(
-        logits=dict.fromkeys(["lens", "lens-frozen"], rng.normal(size=(60, 5, 2, 3, 4))),
+        logits=dict.fromkeys(["lens", "lens-frozen"], steered),
+        growth={"lens": np.ones((60, 3, 2, 3))},
+        controls=tallied(steered, read.answer, fold, np.arange(60) < 30, [-1.0, 0.0, 1.0]),
         answer=read.answer,
-        fold=np.arange(60) % 3,
+        fold=fold,
         cluster=np.arange(60),
         norms=np.ones(6),
         variants=["update-mean"],
@@ -65,10 +70,10 @@ def tables(rng):
         for row in verdicts.transfer(made, halves, {"update-mean": source})
         if row["layer"] == 4
     ]
-    weights = resampling.resample_weights(60, 100, 0)
-    logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None]
-    by_rank = dimensions.table(logits, read.answer, weights, [2], [0, 1, 2])
-    by_rank["explained"] = [0, 0.6, 0.9]
+    logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None, None].repeat(3, 1)
+    settings = np.arange(60), [2], [0, 1, 2], 100, 0
+    by_rank = dimensions.table(logits, read.answer, *settings)
+    by_rank["explained"] = [0, 0.6, 0.9] * 3
     steered = evaluation.dose_response(made), directions, by_rank, pd.DataFrame(rows)
     shares = pd.DataFrame(
         {"layer": layer, "what": what, "rule": rule, "size": 3, "share": 0.1 * layer, "chance": 0.2}
@@ -90,7 +95,7 @@ def draw(tables):
         "layer_curves": figures.layer_curves(metrics, found, "a model"),
         "group_curves": figures.group_curves(metrics, "category"),
         "many_groups": figures.group_curves(many_groups(metrics), "language"),
-        "dose_response": figures.dose_response(sweep, "lens", ["update-mean"]),
+        "dose_response": figures.dose_response(sweep, "lens", ["update-mean"], ALL_CONTROLS),
         "direction_cosines": figures.direction_cosines(directions),
         "dimensions": figures.dimensions(by_rank),
         "transfer_matrix": figures.transfer_matrix(transfer),
@@ -162,14 +167,14 @@ def test_claims_as_latex():
     claim = {
         "claim": "50 % of a_b & c",
         "outcome": "undecided",
-        "measure": "dimensions for 90 %",
+        "measure": "share of 90 %",
         "value": None,
         "ci_low": 2.0,
         "ci_high": None,
         "n": 7,
     }
     table = latex({"claims": [claim, {**claim, "measure": "change", "value": 0.1, "ci_high": 3}]})
-    assert r"50 \% of a\_b \& c & undecided & dimensions for 90 \% & more than tried" in table
+    assert r"50 \% of a\_b \& c & undecided & share of 90 \% & none" in table
     assert "+0.100 & +2.000 to +3.000 & 7" in table
     assert all(rule in table for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
 

@@ -156,6 +156,7 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         options=options,
         **reached,
         **fitted,
+        random=7,
         null_rule="k=3",
         sources="tiny/other",
         source_prompts=prompts,
@@ -169,6 +170,7 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         "steer",
         monkeypatch,
         **model,
+        residuals=residuals,
         shard=0,
         directions=vectors,
         alphas=[0, 1],
@@ -229,14 +231,24 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     assert json.loads(phase.read_text())["chance"] == pytest.approx(hits / len(counts))
     steered = pd.read_parquet(out / "sweep.parquet")
     unsteered = steered.query("alpha == 0 and mode == 'through-network' and metric == 'confidence'")
-    np.testing.assert_allclose(unsteered["value"], last["confidence"], atol=1e-4)
+    np.testing.assert_allclose(unsteered["value"], last["confidence"], atol=1e-6)
+    same = metrics[(metrics["group"] == "all") & metrics["n_bins"].isin([0, 10])]
+    same = same.set_index(["layer", "metric"])["value"]
+    read = steered.query("alpha == 0 and mode == 'lens' and direction == 'update-mean'")
+    for row in read.itertuples():  # one value for one quantity, wherever it stands
+        assert row.value == pytest.approx(same[row.layer, row.metric], abs=1e-6), row
     summary = json.loads((out / "summary.json").read_text())
     groups = {row["group"] for row in summary["verdicts"]}
     assert groups == {"all", "language:de", "language:th"}
     kinds = {row["direction"]: row["kind"] for row in summary["verdicts"]}
-    assert kinds["phase-pca-2"] == "estimator" and kinds["middle-mean"] == "control"
+    assert kinds["phase-pca-2"] == "estimator" and kinds["middle-mean-0.25"] == "control"
     assert kinds["update-mean from tiny/other"] == "transfer"
     # fitted on the very questions, with the same left out, it is the direction itself
+    modes = {row["direction"]: [] for row in summary["verdicts"]}
+    for row in summary["verdicts"]:
+        modes[row["direction"]].append(row["mode"])
+        assert row["kind"] == "baseline" or row["controls"] == 7
+    assert set(modes["update-mean (rotate)"]) == {"through-network"}
     both = steered[steered["direction"].str.startswith("update-mean")].pivot_table(
         "value", ["mode", "layer", "alpha", "metric"], "direction"
     )
@@ -248,7 +260,9 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     named = [row["without"] for row in summary["attribution"]]
     blocks = range(min(reached + 1, layers), layers + 1)
     assert named == [f"{part} {block}" for block in blocks for part in ("attention", "mlp")]
-    ranks = pd.read_parquet(out / "dimensions.parquet")["rank"].unique()
+    by_rank = pd.read_parquet(out / "dimensions.parquet")
+    ranks = by_rank["rank"].unique()
+    assert by_rank["source"].unique().tolist() == ["own", "mean", "another's"]
     # 32 rows, copies of 16 clusters: a fit without the largest of 3 folds has 20 of them
     assert ranks.tolist() == [0, 1, 2, 4, 8, 16, 20]
     shares = pd.read_parquet(out / "nullspace.parquet")

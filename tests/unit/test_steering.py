@@ -1,10 +1,12 @@
 """Steering in one masked pass against one full pass a setting, with a hook written here."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import BATCHED, blocks_of, tiny
 
-from layercal import directions, model, steering
+from layercal import model, steering
 
 IDS = [5, 9, 2, 77, 31, 8, 40]
 OPTIONS = torch.tensor([11, 23, 5, 90])
@@ -155,7 +157,7 @@ def made_up_sweep(read):
         "direction/000/first": fits(read.width)[..., 0, :],
         "direction/001/second": fits(read.width, layers=1, seed=1)[..., 0, :],
         "subspace": fits(read.width, layers=1, rank=3),
-        "random": directions.random_directions(2, read.width, 0),
+        "controls": fits(read.width, folds=2, seed=4)[0].transpose(0, 1)[:, :, 0],
         "norms": norms * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2)),
         "layers": torch.tensor([2, 5]),
     }
@@ -177,13 +179,14 @@ def test_sweep_is_each_change_in_a_full_pass(tiny_model, mode, positions):
     found = steering.sweep_prompt(
         read, prefix, OPTIONS, fitted, own, alphas, [mode, "lens"], chunk=7
     )
-    assert found["lens"].shape == (6 * 3 + 2, 2, 3, 4)
-    assert found["lens-frozen"].shape == found[f"{mode}-frozen"].shape == (6 * 3, 2, 3, 4)
+    for name in (mode, "lens"):
+        assert found[name].shape == found[f"{name}-frozen"].shape == (6 * 3, 2, 3, 4)
+        assert found[f"{name}-controls"].shape == (2, 2, 3, 4)
 
-    def close(row, place, a, move):
+    def close(row, place, a, move, name=mode):
         layer = [2, 5][place]
         expected = naive_steered(tiny_model, layer, move, positions)
-        torch.testing.assert_close(found[mode][row, place, a], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[name][row, place, a], expected, atol=1e-4, rtol=1e-4)
 
     for place, layer in enumerate([2, 5]):
         first = fitted["direction/000/first"][:, own, place]
@@ -207,13 +210,67 @@ def test_sweep_is_each_change_in_a_full_pass(tiny_model, mode, positions):
                 for variant, move in enumerate(moves):
                     close(3 * variant + fold, place, a, move)
         for r in range(2):
-            close(18 + r, place, 2, 0.5 * norms[own, own, layer] * fitted["random"][r])
+            move = 0.5 * norms[own, own, layer] * fitted["controls"][place, r]
+            close(r, place, 2, move, f"{mode}-controls")
     torch.testing.assert_close(found["lens"][:, 1], found[mode][:, 1])
     # ablating the subspace leaves nothing of the stream in it
     (gone,) = steering.rescale(h[2], fitted["subspace"][:1, own, 0], None, torch.tensor([-1.0]))[0]
     torch.testing.assert_close(
         fitted["subspace"][0, own, 0] @ gone, torch.zeros(3), atol=1e-4, rtol=0
     )
+
+
+def test_growth_is_that_of_the_norm_that_is_divided_by(tiny_model):
+    read = model.LensModel(tiny_model)
+    fitted, alphas, own = made_up_sweep(read), [0, 2.0], 1
+    prefix = read.prefix(torch.tensor(IDS))
+    modes = ["lens", "through-network"]
+    found = steering.sweep_prompt(read, prefix, OPTIONS, fitted, own, alphas, modes)
+    for place, layer in enumerate([2, 5]):
+        h = prefix.residuals[layer]
+        for fold in range(3):
+            eta = 2 * fitted["norms"][fold, own, layer]
+            moved = h + eta * fitted["direction/000/first"][fold, own, place]
+            ends = {"lens": (moved, h)}
+            final = read.continue_from(prefix, layer, moved[None])[0]
+            ends["through-network"] = final, prefix.residuals[-1]
+            for mode, (new, old) in ends.items():
+                expected = new.pow(2).mean().sqrt() / old.pow(2).mean().sqrt()
+                grown = found[f"{mode}-growth"][fold, place]
+                torch.testing.assert_close(grown, torch.tensor([1.0, expected]))
+
+
+@pytest.mark.parametrize("mode", ["lens", "through-network", "all-positions"])
+def test_what_is_unsteered_is_what_was_extracted(tiny_model, mode):
+    """Whatever rounding another run has: no value that the lens does not show, and no effect."""
+    read = model.LensModel(tiny_model)
+    fitted, alphas = made_up_sweep(read), [0, 0.5]
+    prefix = read.prefix(torch.tensor(IDS))
+    exact = steering.sweep_prompt(read, prefix, OPTIONS, fitted, 1, alphas, [mode])
+    rounding = 1e-2 * torch.randn(prefix.residuals.shape)
+    extracted = replace(prefix, residuals=prefix.residuals + rounding)
+    found = steering.sweep_prompt(read, extracted, OPTIONS, fitted, 1, alphas, [mode])
+    for place, layer in enumerate([2, 5]):
+        at = layer if mode == "lens" else 5
+        expected = read.option_logits(extracted.residuals[at], OPTIONS)
+        for kind in ("", "-frozen", "-controls"):
+            still = found[mode + kind][:, place, 0]
+            assert torch.equal(still, expected.expand_as(still))
+    effect, like = (one[mode][:, 0, 1] - one[mode][:, 0, 0] for one in (found, exact))
+    assert (effect - like).abs().max() < 0.1 * like.abs().max()
+
+
+def test_read_at_the_steered_layer_a_turn_is_an_addition():
+    """The final norm takes scale out: as a control of adding it shows nothing."""
+    for family in ("llama", "gpt2"):
+        read = model.LensModel(tiny(family))
+        h, alphas = torch.randn(read.width), torch.tensor([0.5, 2.0])
+        basis, eta = fits(read.width)[:, 0, 0], 3 * alphas.expand(3, 2)
+        turned, added = (
+            read.option_logits(move(h, basis, eta, alphas), OPTIONS)
+            for move in (steering.rotate, steering.add)
+        )
+        torch.testing.assert_close(turned, added, atol=1e-3, rtol=1e-3)
 
 
 def test_turning_keeps_the_norm():

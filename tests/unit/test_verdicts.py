@@ -1,126 +1,64 @@
-"""What verdicts and claims say where the truth is known, and where there is nothing to find."""
+"""What verdicts say where the truth is known, and where there is nothing to find."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import softmax
-from test_evaluation import ALPHAS, steered, sweep
+from test_evaluation import steered, sweep
 
-from layercal import calibration, dimensions, resampling, verdicts
+from layercal import calibration, resampling, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
-PHASE = {
-    "above_chance": True,
-    "exists": True,
-    "rises": False,
-    "peak_layer": 1,
-    "final_layer": 2,
-    "n": 90,
-    "correction": 0.2,
-    "ci_low": 0.1,
-    "ci_high": 0.3,
-    "reason": "as planted",
-}
-DIMENSIONS = pd.DataFrame(
-    [{"layer": 1, "rank": 8, "n": 90, "rank_90": 2, "rank_90_low": 1, "rank_90_high": np.inf}]
-)
 
 
 def test_a_temperature_in_disguise_gains_nothing_beyond_one(rng):
     """The direction only divides logits: all of its gain is there frozen, none beyond T."""
     (found,) = steered(sweep(rng, HELPS))
     assert found["share_frozen"] == pytest.approx(1)
-    assert found["share_beyond_temperature"] == pytest.approx(0, abs=0.1)
-    assert found["share_beyond_random"] == pytest.approx(1)
-    assert found["beyond_temperature_change_low"] <= 0 <= found["beyond_temperature_change_high"]
+    assert found["share_beyond_temperature"] == pytest.approx(0, abs=0.01)
+    assert found["share_beyond_temperature_low"] <= 0.01
+    assert found["share_beyond_temperature_high"] >= -0.01
+    # nor beyond what the growth of the norm, here all of the factor, does alone
+    assert found["share_beyond_growth"] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_gain_through_the_norm_is_gone_with_it_frozen(rng):
     (found,) = steered(sweep(rng, HELPS, frozen=[1, 1, 1, 1]))
-    assert found["outcome"] == "lowered"
+    assert found["outcome"] == "lowered, not shown beyond matched controls"  # of which are 4
     assert found["share_frozen"] == pytest.approx(0, abs=1e-9)
-    assert found["frozen_change"] == pytest.approx(0, abs=1e-9)
-
-
-def test_random_directions_are_beaten_at_all_layers_or_not_at_all():
-    """Of many layers, one would beat those of its own by chance; one at its floor is left out."""
-    bests = [-0.1, -0.5, -0.9]
-    rows = [
-        {"random_relative_change_best": best, "ece_before": 0.3, "ece_null_high": floor}
-        for best, floor in zip(bests, [0.1, 0.1, 0.4], strict=True)
-    ]
-    verdicts._set_bar(rows)
-    assert [row["random_relative_change_bar"] for row in rows] == [-0.5, -0.5, -0.9]
+    assert found["frozen_nll_change"] == pytest.approx(0, abs=1e-9)
 
 
 def test_shares_of_no_gain_are_not_given(rng):
     (found,) = steered(sweep(rng, [1, 1, 1, 1]))
-    assert found["share_frozen"] is None and found["share_beyond_random"] is None
+    assert found["share_frozen"] is None and found["share_beyond_growth"] is None
 
 
 def test_shares_of_a_gain_that_may_be_chance_are_not_given(rng):
-    (found,) = steered(sweep(rng, [1, 0.9, 0.8, 0.7], n=400, sharpness=1.3))
-    assert found["ece_change"] < 0 and found["ece_p_holm"] > 0.05
-    assert found["share_frozen"] is None and found["share_beyond_random"] is None
+    (found,) = steered(sweep(rng, [1, 0.98, 0.97, 0.96], n=400, sharpness=1.1))
+    assert found["nll_change"] < 0 and found["nll_p_holm"] > 0.05
+    assert found["share_frozen"] is None and found["share_beyond_growth"] is None
     assert "of the gain" not in found["verdict"]
 
 
 def test_baselines_stand_beside(rng):
     made = sweep(rng, HELPS)
-    rows = verdicts.summarise(made, ["update-mean"], True)
+    rows = verdicts.summarise({"all": (made, True)}, ["update-mean"])
     by_name = {row["direction"]: row for row in rows}
-    assert set(by_name) == {"update-mean", "temperature", "vector scaling", "letter prior"}
+    assert set(by_name) == {"update-mean", *verdicts.BASELINES}
+    grown = by_name["temperature of equal growth"]
+    assert grown["kind"] == "baseline" and grown["alphas"] == [1, 1, 1]
+    assert grown["nll_after"] == pytest.approx(by_name["update-mean"]["nll_after"])
     found = by_name["temperature"]
     assert found["kind"] == "baseline" and found["outcome"] == "lowered"
     assert found["ece_before"] == by_name["update-mean"]["ece_before"]
     assert found["ece_after"] < 0.06 and found["accuracy_change"] == 0
 
 
-def test_nothing_is_claimed_at_chance(rng):
-    made = sweep(rng, HELPS)
-    rows = verdicts.summarise(made, ["update-mean"], above_chance=False)
-    assert {row["outcome"] for row in rows} == {"at chance, nothing is claimed"}
-    at_chance = {**PHASE, "above_chance": False, "exists": False}
-    claims = verdicts.claims(at_chance, rows, DIMENSIONS)
-    assert {claim["outcome"] for claim in claims} == {"not applicable"}
-
-
-def test_claims(rng):
-    rows = verdicts.summarise(sweep(rng, HELPS, frozen=[1, 1, 1, 1]), ["update-mean"], True)
-    found = {claim["claim"]: claim["outcome"] for claim in verdicts.claims(PHASE, rows, DIMENSIONS)}
-    start = "update-mean, through-network: "
-    assert found == {
-        "a confidence correction phase exists": "confirmed",
-        start + "it lowers ECE, more than random directions do": "confirmed",
-        start + "it lowers MCE too": "confirmed",
-        start + "it leaves accuracy within the margin": "confirmed",
-        start + "its gain is there with the norm's scale frozen": "undecided",
-        start + "it adds to what temperature scaling gains": "undecided",
-        "the correction is low-dimensional": "see the number",
-    }
-    numbers = pd.DataFrame(verdicts.claims(PHASE, rows, DIMENSIONS)).set_index("measure")
-    assert numbers.loc["fall of ECE, layer 1 to 2", "value"] == 0.2
-    change = numbers.loc["change of MCE over bins of at least 30, steered at layer 2"]
-    assert change["value"] < 0 and change["ci_low"] < change["ci_high"] < 0 and change["n"] == 600
-    kept = numbers.loc["change of accuracy, steered at layer 2", ["ci_low", "ci_high"]]
-    assert kept.abs().max() < 0.02
-    assert np.isnan(numbers["ci_high"].iloc[-1])  # more dimensions than were tried
-    rows = verdicts.summarise(sweep(rng, HELPS, random_factors=HELPS), ["update-mean"], True)
-    found = {claim["claim"]: claim["outcome"] for claim in verdicts.claims(PHASE, rows, DIMENSIONS)}
-    assert found[start + "it lowers ECE, more than random directions do"] == "refuted"
-    rows = verdicts.summarise(sweep(rng, HELPS, sharpness=1.0), ["update-mean"], True)
-    found = {claim["claim"]: claim["outcome"] for claim in verdicts.claims(PHASE, rows, DIMENSIONS)}
-    assert found[start + "it lowers ECE, more than random directions do"] == "nothing to gain"
-    no_phase = {**PHASE, "exists": False, "peak_layer": 2}
-    assert verdicts.claims(no_phase, rows, DIMENSIONS)[0]["outcome"] == "undecided"
-    rises = {**no_phase, "rises": True}
-    assert verdicts.claims(rises, rows, DIMENSIONS)[0]["outcome"] == "refuted"
-
-
 def test_each_part_of_the_questions_has_its_own_chance(rng):
     """A language in which the model guesses, beside one that it knows."""
-    made = sweep(rng, HELPS)
     guessed = np.arange(600) < 200
+    made = sweep(rng, HELPS, part=guessed)
     made.answer[guessed] = rng.integers(0, 4, 200)
     assert verdicts.above_chance(made)
     assert verdicts.above_chance(made.take(~guessed))
@@ -131,91 +69,38 @@ def test_each_part_of_the_questions_has_its_own_chance(rng):
     assert not verdicts.above_chance(made)
 
 
-def row(layer, outcome, p, change, **further):
-    """A verdict whose further changes are all undecided unless told."""
-    tested = {
-        f"{name}_{key}": value
-        for name in ("ece", "mce_min30", "accuracy", "frozen", "beyond_temperature")
-        for key, value in (("change", -0.01), ("change_low", -0.03), ("change_high", 0.01))
-    }
-    tested |= dict.fromkeys(("mce_min30_p_holm", "frozen_p_holm", "beyond_temperature_p_holm"), 0.3)
-    return {
-        **tested,
-        "direction": "update-mean",
-        "mode": "lens",
-        "layer": layer,
-        "outcome": outcome,
-        "ece_p_holm": p,
-        "ece_change": change,
-        "accuracy_kept": False,
-        "accuracy_margin": 0.02,
-        "verdict": f"layer {layer}: {outcome}",
-        "n": 90,
-        **further,
-    }
-
-
-def test_all_claims_rest_on_one_setting_at_which_ece_is_lowered():
-    """Not each on the one that suits it, with the words of yet another."""
-    rows = [
-        row(1, "raised", 1e-9, 0.2),
-        row(2, "lowered", 0.01, -0.05),
-        row(3, "lowered", 0.02, -0.04, accuracy_kept=True, mce_min30_p_holm=0.01),
-        row(4, "lowered", 0.03, -0.04, frozen_p_holm=0.01, beyond_temperature_p_holm=0.01),
-    ]
-    lowers, *further = verdicts.claims(PHASE, rows, DIMENSIONS)[1:-1]
-    assert lowers["outcome"] == "confirmed" and lowers["evidence"] == "layer 2: lowered"
-    assert {claim["outcome"] for claim in further} == {"undecided"}
-    assert all(claim["evidence"].startswith("Steered at layer 2, ") for claim in further)
-    rows[1] |= {"mce_min30_p_holm": 0.04, "accuracy_kept": True}
-    mce, accuracy, *_ = verdicts.claims(PHASE, rows, DIMENSIONS)[2:-1]
-    assert mce["outcome"] == accuracy["outcome"] == "confirmed"
-    assert (
-        "MCE over bins of at least 30 changes by -0.010 (95 % CI -0.030 to +0.010, p = 0.04 after "
-        "Holm)" in mce["evidence"]
-    )
-    rows[1] |= {"mce_min30_change": 0.02, "accuracy_kept": False, "accuracy_change_high": -0.03}
-    mce, accuracy, *_ = verdicts.claims(PHASE, rows, DIMENSIONS)[2:-1]
-    assert mce["outcome"] == accuracy["outcome"] == "refuted"
-
-
-def test_what_claims_rest_on_is_adjusted_for_all_rows(rng):
-    """Each p-value in its own family of equal kind, baselines apart."""
-    rows = verdicts.summarise(two_layers(rng, HELPS), ["update-mean"], True)
-    for name in ("ece", "mce_min30", "frozen", "beyond_temperature"):
-        steered_rows = [one for one in rows if one["kind"] != "baseline"]
-        expected = resampling.holm([one[f"{name}_p"] for one in steered_rows])
-        np.testing.assert_allclose([one[f"{name}_p_holm"] for one in steered_rows], expected)
-    assert not any("frozen_p_holm" in one for one in rows if one["kind"] == "baseline")
-
-
-def test_directions_that_do_nothing_in_particular_are_not_credited():
-    """Overconfident models and directions whose effect on each question is drawn at random."""
-    credited = 0
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        made = sweep(rng, [1, 1, 1, 1], n=150, n_random=9)
-        for logits in made.logits.values():
-            noise = 0.5 * rng.normal(size=logits.shape)
-            logits += noise * np.abs(ALPHAS)[:, None]
-        (found,) = steered(made)
-        credited += found["outcome"] == "lowered"
-    assert credited <= 5
+def test_p_values_are_adjusted_for_all_rows_groups_and_pairs(rng):
+    """Of a kind, over layers, modes and languages (Holm), and over the pairs of the study."""
+    made = two_layers(rng, [1.5, 1, 0.99, 0.98], sharpness=1.1, part=np.arange(600) < 300)
+    halves = {"all": made, "language:de": made.take(np.arange(600) < 300)}
+    parts = {name: (one, True) for name, one in halves.items()}
+    for pairs in (1, 2):
+        rows = verdicts.summarise(parts, ["update-mean"], pairs=pairs)
+        own = [one for one in rows if one["kind"] == "estimator"]
+        assert len(own) == 2 * 3
+        expected = pairs * resampling.holm([one["nll_p"] for one in own])
+        np.testing.assert_allclose([one["nll_p_holm"] for one in own], expected.clip(max=1))
 
 
 def test_kinds():
+    assert verdicts.kind("temperature of equal growth", []) == "baseline"
     assert verdicts.kind("update-mean", ["update-mean"]) == "estimator"
     assert verdicts.kind("update-mean (rotate)", ["update-mean"]) == "control"
     assert verdicts.kind("update-mean from category:STEM", ["update-mean"]) == "transfer"
     assert verdicts.kind("vector scaling", ["update-mean"]) == "baseline"
 
 
-def two_layers(rng, factors):
+def two_layers(rng, factors, **settings):
     """A sweep whose first layer does nothing, and whose second has the factors."""
-    made = sweep(rng, factors)
+    made = sweep(rng, factors, **settings)
     for mode, logits in made.logits.items():
         still = np.broadcast_to(logits[:, :, :, [1]], logits.shape)
         made.logits[mode] = np.concatenate([still, logits], 2)
+    for mode, growth in made.growth.items():
+        made.growth[mode] = np.concatenate([np.ones_like(growth), growth], 2)
+    sums = made.controls.sums
+    for mode, one in sums.items():
+        sums[mode] = np.concatenate([np.broadcast_to(one[:, :, :, [1]], one.shape), one], 1)
     made.layers = [1, 2]
     return made
 
@@ -235,40 +120,22 @@ def test_the_layer_is_chosen_without_the_scored_questions(rng):
 
 def test_transfer_takes_its_scale_from_the_source_alone(rng):
     """On one half the direction helps, on the other it harms: what was learnt there is kept."""
-    made = sweep(rng, HELPS)
     half = np.arange(600) % 2 == 0
+    made = sweep(rng, HELPS, part=half, control_factors=np.array([HELPS]))
     for logits in made.logits.values():
         logits[~half] = logits[~half][:, :, :, [3, 1, 1, 0]]
     groups = {"helps": half, "harms": ~half}
     rows = verdicts.transfer(made, groups, {"update-mean": "helps"})
     assert [row["scored_on"] for row in rows] == ["helps", "harms"]
-    assert rows[0]["ece_change_high"] < 0 and rows[0]["n"] == 300
-    assert rows[1]["ece_after"] > rows[0]["ece_after"]
+    assert rows[0]["nll_change_high"] < 0 and rows[0]["n"] == 300
+    assert rows[1]["nll_after"] > rows[0]["nll_after"]
     read = softmax(made.logits["through-network"][half, 0, 0, 3], -1)
     correct = read.argmax(-1) == made.answer[half]
     assert rows[0]["ece_after"] == pytest.approx(calibration.ece(read.max(-1), correct))
-
-
-def test_dimensions(rng):
-    """Logits fall from sharp to calibrated in two steps: the second dimension brings the rest."""
-    n = 800
-    calibrated = 1.2 * rng.normal(size=(n, 4))
-    answer = (rng.random((n, 1)) > softmax(calibrated, -1).cumsum(-1)).sum(-1).clip(0, 3)
-    by_rank = np.stack([factor * calibrated for factor in (4.0, 2.0, 1.0, 1.0)], 1)
-    weights = resampling.resample_weights(n, 300, 0)
-    found = dimensions.table(by_rank[None], answer, weights, [7], [0, 1, 2])
-    assert found["rank"].tolist() == [0, 1, 2] and set(found["layer"]) == {7}
-    p = softmax(2 * calibrated, -1)
-    expected = calibration.ece(p.max(-1), p.argmax(-1) == answer)
-    assert found["ece"][1] == pytest.approx(expected)
-    assert found["share"].tolist()[::2] == [0, 1]
-    assert 0.2 < found["share_low"][1] < found["share"][1] < found["share_high"][1] < 0.9
-    assert (found[["rank_90", "rank_90_low", "rank_90_high"]] == 2).all(axis=None)
-    still = np.repeat(by_rank[:, :1], 4, 1)
-    none = dimensions.table(still[None], answer, weights, [7], [0, 1, 2])
-    assert none["share"].isna().all() and np.isinf(none["rank_90"]).all()
-    assert "Layer 7: 2 principal direction(s)" in dimensions.in_words(found, 7)
-    assert "more than 2 principal direction(s)" in dimensions.in_words(none, 7)
+    # the controls help on both halves: the direction is one of them here, and worse there
+    assert rows[0]["controls_nll_change"] == pytest.approx(rows[0]["nll_change"])
+    assert rows[1]["controls_nll_change"] < rows[1]["nll_change"]
+    assert [row["controls_nll_p"] for row in rows] == [1, 1]
 
 
 def test_reliability_is_that_of_what_is_scored(rng):

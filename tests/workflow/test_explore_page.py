@@ -125,7 +125,7 @@ def test_steered_readings_are_those_of_the_sweep(page, finished):
                     if alpha == 0:
                         changed = page.locator("#moves td").all_inner_texts()
                         assert changed[1:4] == ["0", "0", "0"]
-    assert direction == "random-00"
+    assert direction == "matched control"
 
 
 def test_search_finds_questions_and_shows_their_path(page):

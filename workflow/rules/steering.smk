@@ -18,17 +18,23 @@ rule steer_prompts:
     input:
         manifest="resources/models/{model}/manifest.json",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
         directions="<results>/directions/{model}/{questions}/directions.safetensors",
         code=expand(
             "src/layercal/{module}.py",
             module=[
                 "attribution",
+                "calibration",
                 "loading",
                 "model",
+                "paired",
                 "runs",
                 "sources",
                 "steering",
                 "structure",
+                "tally",
                 "tokenizing",
                 "stages/steer",
             ],
@@ -50,6 +56,7 @@ rule steer_prompts:
         alphas=config["steering"]["alphas"],
         modes=config["steering"]["modes"],
         chunk=config["steering"]["chunk"],
+        n_bins=config["calibration"]["n_bins"][0],
         dtype=config["extract"]["dtype"],
         device=config["extract"]["device"],
         quantize=config["extract"]["quantize"],
@@ -57,7 +64,8 @@ rule steer_prompts:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
         "python -m layercal.stages.steer --manifest {input.manifest} --prompts {input.prompts}"
-        " --shard {wildcards.shard} --directions {input.directions}"
+        " --residuals {input.residuals} --shard {wildcards.shard}"
+        " --directions {input.directions} --n-bins {params.n_bins}"
         " --alphas {params.alphas} --modes {params.modes} --chunk {params.chunk}"
         " --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
         " --threads {threads} --out {output.logits} --log {log}"
@@ -79,12 +87,14 @@ rule evaluate_steering:
                 "attribution",
                 "baselines",
                 "calibration",
+                "claims",
                 "differences",
                 "dimensions",
                 "directions",
                 "evaluation",
                 "loading",
                 "model",
+                "paired",
                 "phase",
                 "questions",
                 "readings",
@@ -94,6 +104,7 @@ rule evaluate_steering:
                 "sources",
                 "steering",
                 "structure",
+                "tally",
                 "tokenizing",
                 "verdicts",
                 "stages/sweep",
@@ -117,6 +128,8 @@ rule evaluate_steering:
         ranks=config["directions"]["ranks"],
         alphas=config["steering"]["alphas"],
         accuracy_margin=config["steering"]["accuracy_margin"],
+        nll_margin=config["steering"]["nll_margin"],
+        pairs=len(OWN["models"]) * len(OWN["questions"]),  # of the whole study,
         min_group=config["calibration"]["min_group"],
         n_bins=config["calibration"]["n_bins"][0],
         draws=config["calibration"]["draws"],
@@ -128,6 +141,7 @@ rule evaluate_steering:
         " --directions {input.directions} --dimensions {input.dimensions} --phase {input.phase}"
         " --logits {input.logits} --estimators {params.estimators} --ranks {params.ranks}"
         " --alphas {params.alphas} --min-group {params.min_group}"
-        " --accuracy-margin {params.accuracy_margin} --n-bins {params.n_bins}"
+        " --accuracy-margin {params.accuracy_margin} --nll-margin {params.nll_margin}"
+        " --pairs {params.pairs} --n-bins {params.n_bins}"
         " --draws {params.draws} --seed {params.seed} --out {output.sweep}"
         " --summary {output.summary} --log {log}"

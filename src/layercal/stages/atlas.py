@@ -152,10 +152,9 @@ def row(report: str, shown: pd.DataFrame, phase: dict, summary: dict) -> dict:
         "correction phase": 2 * ("exists" if phase["exists"] else "not claimed",),
     }
     for claim in summary["claims"]:
-        if ": it lowers ECE" in claim["claim"]:
-            mode = claim["claim"].partition(":")[0].rpartition(", ")[2]
+        if claim.get("change") == "nll":
             numbers = claim["value"], claim["ci_low"], claim["ci_high"]
-            found[f"ECE change by steering, {mode}"] = _number(*numbers, sign="+")
+            found[f"NLL change by steering, {claim['mode']}"] = _number(*numbers, sign="+")
     return found
 
 
@@ -221,11 +220,10 @@ def claims(reports: list[str], summaries: list[dict]) -> str:
 def _said(claim: dict) -> str:
     if claim["outcome"] == "not applicable" or claim["value"] is None:
         return claim["outcome"]
-    form = "{:.0f}" if claim["measure"].startswith("dimensions") else "{:+.3f}"
     low, high = (
-        "more" if claim[end] is None else form.format(claim[end]) for end in ("ci_low", "ci_high")
+        "no end" if claim[end] is None else f"{claim[end]:+.3f}" for end in ("ci_low", "ci_high")
     )
-    return f"{claim['outcome']}: {form.format(claim['value'])} [{low}, {high}], n = {claim['n']}"
+    return f"{claim['outcome']}: {claim['value']:+.3f} [{low}, {high}], n = {claim['n']}"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from layercal import (
     InputError,
+    controls,
     dimensions,
     directions,
     nullspace,
     questions,
-    resampling,
     runs,
     stages,
 )
@@ -43,7 +43,7 @@ def main() -> None:
     made.add_argument("--source-prompts", type=Path, nargs="*", default=[])
     made.add_argument("--source-residuals", type=Path, nargs="*", default=[], help="shards of each")
     made.add_argument("--folds", type=int, default=5)
-    made.add_argument("--random", type=int, default=20, help="random control directions")
+    made.add_argument("--random", type=int, default=200, help="matched control directions")
     made.add_argument("--tolerance", type=float, default=0.02, help="of the decision layer")
     made.add_argument("--n-bins", type=int, default=10)
     made.add_argument("--draws", type=int, default=1000)
@@ -86,7 +86,7 @@ def stage(args) -> None:
     found = {
         **{f"direction/{i:03d}/{name}": one for i, (name, one) in enumerate(fitted.items())},
         "subspace": directions.cross_fit(subspace, split, fold, args.folds),
-        "random": directions.random_directions(args.random, split.residuals.shape[-1], args.seed),
+        "controls": controls.matched_directions(split, primary, layers, args.random, args.seed),
         "norms": directions.cross_fit(directions.mean_norms, split, fold, args.folds),
         "fold": torch.tensor(fold),
         "layers": torch.tensor(layers),
@@ -129,7 +129,7 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         name: (fit, split, fold)
         for name, fit in directions.estimators(args.estimators, args.ranks).items()
     }
-    fits["middle-mean"] = directions.middle_mean, split, fold
+    fits |= {name: (fit, split, fold) for name, fit in directions.middle_means().items()}
     counts = prompts.groupby("category")["cluster"].nunique()
     for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
         inside = (prompts["category"] == category).to_numpy()
@@ -172,29 +172,49 @@ def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
     # no more directions than the smallest fit has questions
     most = min(width, n - int(np.bincount(fold).max()))
     ranks = sorted({0, *(min(2**power, most) for power in range(width.bit_length()))})
-    lacking = np.isneginf(split.logits[:, 0])[:, None]
-    final = split.logits[:, -1:]
-    by_layer, explained = [], []
+    by_layer, explained = [], {}
     for layer in layers:
-        read = np.empty((n, len(ranks), len(split.option_ids)), np.float32)
-        kept = torch.zeros(len(ranks))
-        for f in range(args.folds):
-            basis = directions.principal(split.take(fold != f), layer, ranks[-1])
-            held = split.take(fold == f)
-            patched = directions.patched(held, basis, layer, ranks)
+        read, kept = _patched_readings(args, split, fold, layer, ranks)
+        by_layer.append(read)
+        explained |= dict(zip([(layer, rank) for rank in ranks], kept.tolist(), strict=True))
+    cluster = pd.factorize(pd.Series(clusters))[0]
+    bootstrap = args.draws, args.seed, args.n_bins
+    stacked = np.stack(by_layer)
+    found = dimensions.table(stacked, split.answer, cluster, layers, ranks, *bootstrap)
+    places = zip(found["layer"], found["rank"], strict=True)
+    return found.assign(explained=[explained[place] for place in places])
+
+
+def _patched_readings(args, split, fold, layer: int, ranks: list[int]) -> tuple:
+    """Readings (3, n, ranks + 1, options) by whose change is put in, last those of layer L.
+
+    Beside them the share of the squared norm of the questions' own changes at each rank.
+    """
+    n, n_options = len(fold), len(split.option_ids)
+    lacking = np.isneginf(split.logits[:, 0])[:, None]
+    read = np.empty((len(dimensions.SOURCES), n, len(ranks), n_options), np.float32)
+    kept, drawn = torch.zeros(len(ranks)), np.random.default_rng(args.seed)
+    for f in range(args.folds):
+        fit, held = split.take(fold != f), split.take(fold == f)
+        basis = directions.principal(fit, layer, ranks[-1])
+        h, own = held.residuals[:, layer].float(), held.differences(layer)
+        others = fit.differences(layer)
+        another = others[torch.from_numpy(drawn.integers(0, len(others), len(h)))]
+        moved = {
+            dimensions.OWN: own,
+            dimensions.MEAN: others.mean(0).expand_as(own),
+            dimensions.OTHERS: another,
+        }
+        for place, source in enumerate(dimensions.SOURCES):
+            patched = directions.patched(h, moved[source], basis, ranks)
             with torch.inference_mode():
                 logits = split.model.option_logits(patched, split.option_ids)
-            read[fold == f] = logits.cpu().numpy()
-            parts = (held.differences(layer) @ basis.T).pow(2).sum(0)
-            kept += torch.stack([parts[:rank].sum() for rank in ranks])
-        explained += (kept / split.differences(layer).pow(2).sum()).tolist()
-        by_layer.append(np.concatenate([np.where(lacking, -np.inf, read), final], 1))
-    weights = resampling.cluster_weights(
-        pd.factorize(pd.Series(clusters))[0], args.draws, args.seed
-    )
-    stacked = np.stack(by_layer)
-    found = dimensions.table(stacked, split.answer, weights, layers, ranks, args.n_bins)
-    return found.assign(explained=explained)
+            read[place, fold == f] = logits.cpu().numpy()
+        parts = (own @ basis.T).pow(2).sum(0)
+        kept += torch.stack([parts[:rank].sum() for rank in ranks])
+    final = np.broadcast_to(split.logits[:, -1:], (len(read), n, 1, n_options))
+    read = np.concatenate([np.where(lacking, -np.inf, read), final], 2)
+    return read, kept / split.differences(layer).pow(2).sum()
 
 
 if __name__ == "__main__":

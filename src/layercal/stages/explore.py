@@ -7,9 +7,9 @@ import pandas as pd
 from safetensors import safe_open
 
 from layercal import explorer, runs, sources, stages
+from layercal.tally import CONTROL
 
 TABLES = ("prompts", "options", "metrics", "phase", "directions", "sweep")
-RANDOM = "random-00"  # the one control shown beside the primary direction
 
 
 def main() -> None:
@@ -47,13 +47,12 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
     run = runs.Run.load(prompts)
     run.check(directions, *shards)
     table = run.read(sweep)
-    every = list(table["direction"].unique())
-    shown = [every[0], *(one for one in every if one == RANDOM)]
+    shown = [table["direction"].iloc[0], CONTROL]
     with safe_open(directions, "np") as fitted:
         fold = fitted.get_tensor("fold")
-    n_folds, variants = fold.max() + 1, sum(not one.startswith("random-") for one in every)
-    # of the primary direction the fit without a question's own fold; a random one has no fits
-    columns = [fold, np.full_like(fold, variants * n_folds)][: len(shown)]
+    # of the primary direction the fit without a question's own fold; the control, which has no
+    # fits, comes last
+    columns = [fold, np.full_like(fold, -1)]
     steered = {
         mode: np.stack([_read(run, shards, mode, column) for column in columns])
         for mode in table["mode"].unique()
@@ -74,14 +73,16 @@ def _read(run: runs.Run, shards, mode: str, column: np.ndarray) -> np.ndarray:
 
     Only the columns that are needed are read; :mod:`layercal.stages.steer` has their order.
     """
-    first, end = column.min(), column.max() + 1
     picked, rows = [], []
     for path in shards:
         with safe_open(path, "np") as shard:
-            picked.append(shard.get_slice(mode)[:, first:end])
+            held = shard.get_slice(mode)
+            at = column % held.get_shape()[1]
+            first = at.min()
+            picked.append(held[:, first : at.max() + 1])
             rows.append(shard.get_tensor("rows"))
     logits = np.concatenate(picked)[run.order(shards, rows)]
-    return np.moveaxis(logits[np.arange(len(logits)), column - first], 0, -2)
+    return np.moveaxis(logits[np.arange(len(logits)), at - first], 0, -2)
 
 
 if __name__ == "__main__":

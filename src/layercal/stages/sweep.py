@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 
 from layercal import (
+    claims,
     directions,
     evaluation,
     readings,
@@ -14,6 +15,7 @@ from layercal import (
     sources,
     stages,
     steering,
+    tally,
     verdicts,
 )
 from layercal.attribution import PARTS
@@ -31,6 +33,8 @@ def main() -> None:
     made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="of phase-pca")
     made.add_argument("--alphas", type=float, nargs="+", required=True)
     made.add_argument("--accuracy-margin", type=float, default=0.02)
+    made.add_argument("--nll-margin", type=float, default=0.01, help="smaller changes are none")
+    made.add_argument("--pairs", type=int, default=1, help="models by sets of the study's claims")
     made.add_argument("--min-group", type=int, default=30)
     made.add_argument("--n-bins", type=int, default=10)
     made.add_argument("--draws", type=int, default=1000)
@@ -47,17 +51,24 @@ def stage(args) -> None:
     sweep, without = _sweep(args, run)
     estimators = list(directions.estimators(args.estimators, args.ranks))
     above_chance = phase["above_chance"]
-    rows = verdicts.summarise(sweep, estimators, above_chance)
     groups = {
         name: inside
         for name, inside in readings.groups(prompts).items()
         if prompts.loc[inside, "cluster"].nunique() >= args.min_group
         and not name.startswith("subject:")
     }
+    parts = {"all": (sweep, above_chance)}
     for name in (one for one in groups if one.startswith("language:")):
         part = sweep.take(groups[name])
-        knows = above_chance and verdicts.above_chance(part)
-        rows += verdicts.summarise(part, estimators, knows, name)
+        parts[name] = part, above_chance and verdicts.above_chance(part)
+    family = claims.Family(args.pairs, len(sweep.modes))
+    rows = verdicts.summarise(
+        parts,
+        estimators,
+        nll_margin=args.nll_margin,
+        accuracy_level=1 - family.level_of(claims.ACCURACY_KEPT),
+        pairs=args.pairs,
+    )
     fitted_on = {
         name: source
         for name in sweep.variants
@@ -65,7 +76,7 @@ def stage(args) -> None:
     }
     of_kind = {name: one for name, one in groups.items() if name in fitted_on.values()}
     summary = {
-        "claims": verdicts.claims(phase, [row for row in rows if row["group"] == "all"], by_rank),
+        "claims": claims.claims(phase, rows, by_rank, family),
         "verdicts": rows,
         "transfer": verdicts.transfer(sweep, of_kind, fitted_on),
         "attribution": _without_parts(sweep, without, phase),
@@ -83,16 +94,38 @@ def _sweep(args, run: runs.Run):
     prompts, fitted = run.prompts, run.read(args.directions)
     shards, order = run.shards(args.logits)
     names = [name for name in shards[0] if name != "rows"]
-    logits = {name: torch.cat([one[name] for one in shards])[order].numpy() for name in names}
-    without = logits.pop("without", None)
+    read = {
+        name: sum(one[name] for one in shards)
+        if name.endswith(steering.CONTROLS)
+        else torch.cat([one[name] for one in shards])[order]
+        for name in names
+    }
+    read = {name: one.numpy() for name, one in read.items()}
+    without = read.pop("without", None)
+
+    def of_kind(ending: str) -> dict:
+        names = [name for name in read if name.endswith(ending)]
+        return {name.removesuffix(ending): read.pop(name) for name in names}
+
+    growth, sums = of_kind(steering.GROWTH), of_kind(steering.CONTROLS)
+    fold, variants = fitted["fold"].numpy(), steering.variants(fitted)
     sweep = evaluation.Sweep(
-        logits=logits,
+        logits=read,
+        growth=growth,
+        controls=tally.Tally(
+            sums=sums,
+            cell=tally.cells(prompts, fold),
+            fold=fold,
+            alphas=args.alphas,
+            accuracy_margin=args.accuracy_margin,
+        ),
         answer=prompts["answer"].to_numpy(),
-        fold=fitted["fold"].numpy(),
+        fold=fold,
         cluster=pd.factorize(prompts["cluster"])[0],
         question=pd.factorize(prompts["question_id"])[0],
         norms=fitted["norms"].diagonal().mean(-1).numpy(),
-        variants=[one.name for one in steering.variants(fitted)],
+        variants=[one.name for one in variants],
+        not_in_lens=[one.name for one in variants if one.intervention == "rotate"],
         layers=fitted["layers"].tolist(),
         alphas=args.alphas,
         accuracy_margin=args.accuracy_margin,
