@@ -37,7 +37,7 @@ csv.field_size_limit(
 
 
 def read_csv_folder(name: str, entry: dict) -> Rows:
-    """MMLU as its authors give it: ``{split}/{subject}_{split}.csv`` and, for shots, ``dev/`` alike.
+    """MMLU as its authors give it: ``{split}/{subject}_{split}.csv``, and ``dev/`` for shots.
 
     Parameters
     ----------
