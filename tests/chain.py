@@ -131,6 +131,7 @@ class Chain:
 
     def steer(self, **options):
         given = {
+            "residuals": self.residuals,
             "shard": 0,
             "directions": self.path("directions.safetensors"),
             "alphas": [0, 1],

@@ -169,6 +169,8 @@ def test_residuals_of_shards_are_indexed_like_one_tensor(tmp_path):
         assert one.shape == like.shape and len(one) == len(like)
         for layers in (0, -1, slice(1, 3), slice(-2, None)):
             assert torch.equal(one[:, layers], like[:, layers])
+        for row in range(len(like)):
+            assert torch.equal(one.of_question(row), like[row])
     with pytest.raises(
         InputError, match=r"0\.safetensors, .*1\.safetensors: together these shards do"
     ):
@@ -215,7 +217,7 @@ READ = {
     "metrics": "options.parquet tuned.parquet",
     "directions": "residuals-0.safetensors options.parquet phase.json",
     "nullspace": "residuals-0.safetensors",
-    "steer": "directions.safetensors",
+    "steer": "directions.safetensors residuals-1.safetensors",
     "sweep": "directions.safetensors dimensions.parquet phase.json logits-1.safetensors",
     "explore": "options.parquet metrics.parquet phase.json directions.safetensors sweep.parquet "
     "logits-1.safetensors",
