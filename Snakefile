@@ -9,10 +9,11 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import min_version
 
-from layercal import InputError, local, study
+from layercal import InputError, study
 from layercal.command import UntilInterrupted
 from layercal.config import as_meant, check, check_names, check_registry
-from layercal.registry import read, read_yaml
+from layercal.sources import local
+from layercal.sources.registry import read, read_yaml
 
 min_version("9.14")
 # else Python visits all objects of a large plan over and over while it is made: a third of the time

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 from tqdm import tqdm
 
-from layercal import calibration, claims, paired, tally
+from layercal.metrics import calibration, paired
+from layercal.steering import claims, tally
 
 WIDTH, FOLDS, CONTROLS = 128, 5, 200
 SCALES = [0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6]

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import expit, logit, ndtri
 from tqdm import tqdm
 
-from layercal import accuracy, calibration, differences, phase, resampling
+from layercal.metrics import accuracy, calibration, differences, phase, resampling
 
 SIZES = (281, 1500)
 DRAWS = 1000

@@ -30,9 +30,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from layercal import extract, lens, prompts, questions
-from layercal.model import load
-from layercal.questions import LETTERS
+from layercal.model import extract, lens, load
+from layercal.prompts import templates
+from layercal.sources import questions
+from layercal.sources.questions import LETTERS
 
 BATCH, TOKENS = 16, 2048
 OTHERS = ["bare", "harness", "nnsight", "transformer_lens"]
@@ -44,7 +45,7 @@ class Task:
     def __init__(self, read, tokenizer, texts):
         self.read, self.tokenizer, self.texts = read, tokenizer, texts
         options = [4] * len(texts)
-        self.ids, (self.option_ids, *_) = prompts.tokenize(tokenizer, texts, options)
+        self.ids, (self.option_ids, *_) = templates.tokenize(tokenizer, texts, options)
         self.option_ids = torch.tensor(self.option_ids)
 
     def residuals(self):
@@ -142,7 +143,7 @@ def with_shots(table, tokenizer, subjects, behind):
         shots = [row for row in rows if row["subject"] == name][:5]
         others = [row for row in rows if row["subject"] not in names][:behind]
         shown = [{**row, "subject": name} for row in others]
-        texts += [prompts.template("hendrycks", tokenizer).render(row, shots) for row in shown]
+        texts += [templates.template("hendrycks", tokenizer).render(row, shots) for row in shown]
     return texts
 
 

@@ -17,8 +17,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layercal import extract
-from layercal.model import LensModel, resolve_device
+from layercal.model import LensModel, extract
+from layercal.model.lens_model import resolve_device
 
 SHAPES = {
     "phi-2": ("phi", 51200, 2560, 10240, 32, 32, 32),

@@ -22,8 +22,9 @@ from memory import measured
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from layercal import extract, figures, steering
-from layercal.model import load
+from layercal.model import extract, load
+from layercal.report import figures
+from layercal.steering import interventions
 
 DIRECTIONS, FOLDS, CONTROLS = 5, 5, 20
 MEDIAN = {"estimator": "median", "errorbar": ("pi", 100)}
@@ -69,7 +70,7 @@ def swept(read, prompts, layers, scales):
     for ids in prompts:
         option_ids = torch.arange(4)
         prefix = read.prefix(torch.tensor(ids))
-        steering.sweep_prompt(
+        interventions.sweep_prompt(
             read, prefix, option_ids, fitted, 0, alphas, ["lens", "through-network"]
         )
 

@@ -20,8 +20,8 @@ from lm_eval.models.huggingface import HFLM
 from scipy.special import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from layercal.model import resolve_dtype
-from layercal.questions import LETTERS
+from layercal.model.lens_model import resolve_dtype
+from layercal.sources.questions import LETTERS
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 

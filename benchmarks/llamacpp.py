@@ -39,7 +39,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from layercal import gguf_files, gguf_tokenizer, prompts
+from layercal.prompts import templates
+from layercal.sources import gguf_files, gguf_tokenizer
 
 TOLERANCE = 1e-3
 
@@ -245,7 +246,7 @@ def texts_of(questions: Path) -> list[str]:
         for by in range(4)
         for row in rows
     ]
-    return [*map(prompts.hendrycks, turned), *map(prompts.joshi, rows)]
+    return [*map(templates.hendrycks, turned), *map(templates.joshi, rows)]
 
 
 def compare_tokens(llama: LlamaCpp, tokenizer, texts: list[str]) -> str:

@@ -19,7 +19,7 @@ from netcal.metrics import ECE, MCE
 from torchmetrics.functional.classification import binary_calibration_error
 from tqdm import tqdm
 
-from layercal import calibration, readings
+from layercal.metrics import calibration, readings
 
 LAYERS, DRAWS = 33, 1000
 CATEGORIES = [3018, 4705, 3077, 3242]  # sizes of MMLU's categories, 14,042 questions in all

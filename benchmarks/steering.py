@@ -25,8 +25,10 @@ from steering_vectors import SteeringVector
 from steering_vectors.layer_matching import guess_and_enhance_layer_config
 from tqdm import tqdm
 
-from layercal import phase, steering
-from layercal.model import GATE_TOLERANCE, load
+from layercal.metrics import phase
+from layercal.model import load
+from layercal.model.lens_model import GATE_TOLERANCE
+from layercal.steering import interventions
 
 ALPHAS = torch.tensor([-1, -0.5, 0.25, 0.5, 0.75, 1, 1.5, 2])  # the study's, but 0
 LAYERS, DIRECTIONS, LARGER = 6, 23, (4, 16)
@@ -58,7 +60,7 @@ class Sweep:
 
     def at_layer(self, prefix, layer, changed, chunk):
         """Option logits of all settings of one layer, (settings, n_options)."""
-        live, _ = steering.steered_logits(
+        live, _ = interventions.steered_logits(
             self.read, prefix, layer, changed, self.option_ids, "through-network", chunk
         )
         return live

@@ -10,7 +10,7 @@ import pandas as pd
 from conftest import ROOT, word_tokenizer
 from families import tiny
 
-from layercal import plates
+from layercal.report import plates
 
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layercal import InputError
-from layercal.registry import read_yaml
+from layercal.sources.registry import read_yaml
 
 DEFAULTS = Path("config/config.yaml")
 OPTIONS = ("--configfile", "--configfiles")

@@ -15,8 +15,7 @@ import jsonschema
 import yaml
 
 from layercal import InputError
-from layercal.registry import expand_home
-from layercal.sources import alternatives
+from layercal.sources.registry import alternatives, expand_home
 
 LONGEST_NAME = 100
 # what stands beside folders of these names has one of them

@@ -15,7 +15,9 @@ from pathlib import Path
 import yaml
 from snakemake.utils import update_config
 
-from layercal import InputError, registry, sources
+from layercal import InputError
+from layercal.files import write_atomically
+from layercal.sources import registry
 
 BASE = "config/config.yaml"
 # a command line may choose from a study's models and question sets: no result depends on others
@@ -123,7 +125,7 @@ def record(config: Mapping, files: Sequence[str | Path], given: Mapping) -> None
     text = yaml.safe_dump(held, sort_keys=False)
     path = _record(config["study"])
     if not path.exists() or path.read_text() != text:
-        sources.write_atomically(path, text)
+        write_atomically(path, text)
 
 
 def _record(name: str) -> Path:

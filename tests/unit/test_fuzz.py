@@ -10,8 +10,9 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from layercal import InputError, question_sources, questions
+from layercal import InputError
 from layercal.config import check, check_registry
+from layercal.sources import question_sources, questions
 
 CSV, JSON_LINES, ANY_BYTES, CONFIGS, REGISTRIES = 2500, 2500, 1000, 3000, 1000
 assert CSV + JSON_LINES + ANY_BYTES + CONFIGS + REGISTRIES == 10_000

@@ -6,16 +6,11 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from layercal import (
-    InputError,
-    calibration,
-    evaluation,
-    lens,
-    model,
-    readings,
-    resampling,
-    rotation,
-)
+from layercal import InputError, model
+from layercal.metrics import calibration, readings, resampling
+from layercal.model import lens
+from layercal.prompts import rotation
+from layercal.steering import evaluation
 
 COUNTS = np.array([4, 3, 5, 2, 4, 10] * 20)
 

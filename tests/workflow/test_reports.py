@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 from project import MARKUP, snakemake
 
-from layercal import plates
+from layercal.report import plates
 
 pytestmark = pytest.mark.workflow
 PAGES = ["index.html", "atlas.html", "tiny/own.html"]

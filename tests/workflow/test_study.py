@@ -11,7 +11,7 @@ import yaml
 from project import call, copy_to, planned, snakemake
 from safetensors.numpy import load_file
 
-from layercal import calibration
+from layercal.metrics import calibration
 
 MODEL, QUESTIONS = "smollm2-135m", "mmlu-dev"
 PART = f"{MODEL}/{QUESTIONS}"

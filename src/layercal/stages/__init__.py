@@ -60,7 +60,7 @@ def add_model_options(made: argparse.ArgumentParser) -> None:
 
 def restore(manifest: Path) -> None:
     """See that a model's files are those of its manifest, fetching again what is not."""
-    from layercal import weights
+    from layercal.sources import weights
 
     weights.restore(manifest.parent)
 
@@ -126,7 +126,7 @@ def record(args: argparse.Namespace) -> None:
     Not into the tables, so that an unchanged result is an unchanged file. Settings, seeds among
     them, are the stage's own options, which the rules fill from the config.
     """
-    from layercal import sources
+    from layercal import files
 
     made_from = {k: v for k, v in vars(args).items() if k not in ("log", "out", "loaded")}
     found = {
@@ -138,7 +138,7 @@ def record(args: argparse.Namespace) -> None:
         **getattr(args, "loaded", {}),
     }
     target = args.out.with_name(f"{args.out.stem}.provenance.json")
-    sources.write_atomically(target, json.dumps(found, indent=2, default=str) + "\n")
+    files.write_atomically(target, json.dumps(found, indent=2, default=str) + "\n")
 
 
 def commit() -> str | None:

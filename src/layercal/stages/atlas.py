@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import figures, pages, runs, sources, stages
+from layercal import files, results, stages
+from layercal.report import figures, pages
 
 # as notes of a third party on the paper give them; nothing here was measured by this study
 REPORTED = {
@@ -73,7 +74,7 @@ def main() -> None:
 def stage(args) -> None:
     """Write the page and its figure; names and texts are escaped."""
     for one in zip(args.metrics, args.phases, args.summaries, strict=True):
-        runs.same(*one)
+        results.same(*one)
     phases, summaries = (
         [json.loads(path.read_text()) for path in paths] for paths in (args.phases, args.summaries)
     )
@@ -91,8 +92,8 @@ def stage(args) -> None:
         f'<h2 id="claims">The paper\'s claims</h2><p>With the number that each rests on and its '
         f"95 % interval; the reports say more.</p>{claims(args.pairs, summaries)}{SORT}"
     )
-    sources.write_atomically(args.csv, shown.to_csv(index=False))
-    sources.write_atomically(args.out, pages.page("Atlas: calibration over depth", body))
+    files.write_atomically(args.csv, shown.to_csv(index=False))
+    files.write_atomically(args.out, pages.page("Atlas: calibration over depth", body))
 
 
 def curves(report: str, metrics: pd.DataFrame, phase: dict) -> pd.DataFrame:

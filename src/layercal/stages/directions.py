@@ -9,18 +9,12 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from layercal import (
-    InputError,
-    controls,
-    dimensions,
-    directions,
-    nullspace,
-    questions,
-    runs,
-    stages,
-)
-from layercal.directions import FROM
-from layercal.phase import sweep_layers
+from layercal import InputError, results, stages
+from layercal.ablation import nullspace
+from layercal.metrics.phase import sweep_layers
+from layercal.sources import questions
+from layercal.steering import controls, dimensions, directions
+from layercal.steering.directions import FROM
 
 
 def main() -> None:
@@ -56,7 +50,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
-    run = runs.Run.load(args.prompts)
+    run = results.Run.load(args.prompts)
     prompts, phase = run.prompts, run.read(args.phase)
     split = _split(args, run)
     layers = sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
@@ -108,11 +102,11 @@ def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
     return {"written": (sum(written) / n).float()} if written else {}
 
 
-def _split(args, run: runs.Run) -> directions.Split:
+def _split(args, run: results.Run) -> directions.Split:
     prompts, options = run.prompts, run.by_prompt(args.options)
     letters = [name for name in options if name.startswith("logit_")]
     return directions.Split(
-        residuals=runs.Residuals.load(args.residuals, run),
+        residuals=results.Residuals.load(args.residuals, run),
         logits=options[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
         answer=prompts["answer"].to_numpy(),
         option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
@@ -137,9 +131,9 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         fits[name] = directions.update_mean, split.take(inside), fold[inside]
     shards = len(args.source_residuals) // max(len(args.sources), 1)
     for place, (name, path) in enumerate(zip(args.sources, args.source_prompts, strict=True)):
-        source_run = runs.Run.load(path)
+        source_run = results.Run.load(path)
         held = args.source_residuals[place * shards : (place + 1) * shards]
-        other = runs.Residuals.load(held, source_run)
+        other = results.Residuals.load(held, source_run)
         if other.shape[1:] != split.residuals.shape[1:]:
             stages.log.info("%s: of another width or depth, left out", name)
             continue

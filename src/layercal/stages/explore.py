@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from layercal import explorer, runs, sources, stages
-from layercal.tally import CONTROL
+from layercal import files, results, stages
+from layercal.report import explorer
+from layercal.steering.tally import CONTROL
 
 TABLES = ("prompts", "options", "metrics", "phase", "directions", "sweep")
 
@@ -36,7 +37,7 @@ def stage(args) -> None:
     ]
     texts = {path.stem: explorer.ask(pd.read_parquet(path)) for path in args.texts}
     page = explorer.page(pairs, texts, args.page.read_text(), args.script.read_text())
-    sources.write_atomically(args.out, page)
+    files.write_atomically(args.out, page)
     size = len(page.encode())
     stages.log.info("%s: %.1f MB", args.out.name, size / 1e6)
     if size > explorer.LIMIT:
@@ -44,7 +45,7 @@ def stage(args) -> None:
 
 
 def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep) -> dict:
-    run = runs.Run.load(prompts)
+    run = results.Run.load(prompts)
     run.check(directions, *shards)
     table = run.read(sweep)
     shown = [table["direction"].iloc[0], CONTROL]
@@ -68,7 +69,7 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
     )
 
 
-def _read(run: runs.Run, shards, mode: str, column: np.ndarray) -> np.ndarray:
+def _read(run: results.Run, shards, mode: str, column: np.ndarray) -> np.ndarray:
     """Steered logits (layers, alphas, n, n_options), one column of the shards a question.
 
     Only the columns that are needed are read; :mod:`layercal.stages.steer` has their order.

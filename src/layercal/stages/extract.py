@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from layercal import extract, runs, stages
+from layercal import results, stages
+from layercal.model import extract
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Check the gate on the first prompt, then extract and write the shard at once."""
-    run = runs.Run.load(args.prompts)
+    run = results.Run.load(args.prompts)
     input_ids = run.prompts["input_ids"].tolist()
     model = stages.load_model(args)
     gate = model.check_gate(torch.tensor(input_ids[0]))

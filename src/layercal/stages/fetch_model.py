@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from layercal import registry, stages, weights
+from layercal import stages
+from layercal.model import proof
+from layercal.sources import registry, weights
 
 
 def main() -> None:
@@ -17,7 +19,7 @@ def main() -> None:
 def stage(args) -> None:
     """Fetch into the manifest's folder."""
     entry = registry.entry_of(args.registry, args.model)
-    manifest = weights.fetch_model(args.model, entry, args.manifest.parent)
+    manifest = weights.fetch_model(args.model, entry, args.manifest.parent, proof.prove)
     stages.log.info("%s: %d files", args.model, len(manifest["files"]))
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import question_sources, questions, registry, rotation, sources, stages
+from layercal import files, stages
+from layercal.prompts import rotation
+from layercal.sources import question_sources, questions, registry
 
 
 def main() -> None:
@@ -24,10 +26,10 @@ def stage(args) -> None:
     entry = registry.entry_of(args.registry, args.questions)
     rows, rejected = question_sources.read(args.questions, entry)
     table = questions.to_table(rows)
-    sources.write_atomically(args.out, table.to_parquet(index=False))
+    files.write_atomically(args.out, table.to_parquet(index=False))
     listed = [{**one, "kept": False} for one in rejected] + noted(rows)
     left_out = pd.DataFrame(listed, columns=["where", "kept", "reason", "question"])
-    sources.write_atomically(args.rejected, left_out.to_csv(index=False))
+    files.write_atomically(args.rejected, left_out.to_csv(index=False))
     stages.log.info("%s: %d questions, %d left out", args.questions, len(rows), len(rejected))
     if len(listed) > len(rejected):
         found = "%d make sense in one order only, which option_order: cyclic leaves them in"

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from layercal import figures, plates, sources, stages
+from layercal import files, stages
+from layercal.report import figures, plates
 
 
 def main() -> None:
@@ -24,9 +25,9 @@ def stage(args) -> None:
     for pdf, csv in zip(args.pdfs, args.csvs, strict=True):
         plate = plates.draw(pdf.stem, tables)
         plate.figure.savefig(pdf, metadata={"CreationDate": None})
-        sources.write_atomically(csv, plate.data.to_csv(index=False))
+        files.write_atomically(csv, plate.data.to_csv(index=False))
     figures.layer_curves(tables.metrics, tables.phase, args.title).savefig(args.png)
-    sources.write_atomically(args.claims, latex(tables.summary))
+    files.write_atomically(args.claims, latex(tables.summary))
 
 
 def latex(summary: dict) -> str:

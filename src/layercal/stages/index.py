@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jinja2
 
-from layercal import pages, sources, stages
+from layercal import files, stages
+from layercal.report import pages
 
 BODY = """<h1>Calibration over layers</h1>
 <p>Each model is read layer by layer through its own final norm and unembedding. A confidence
@@ -59,7 +60,7 @@ def stage(args) -> None:
     ]
     template = jinja2.Environment(autoescape=True).from_string(BODY)
     page = pages.page("Calibration over layers", template.render(reports=reports))
-    sources.write_atomically(args.out, page)
+    files.write_atomically(args.out, page)
 
 
 if __name__ == "__main__":

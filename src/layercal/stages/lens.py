@@ -7,8 +7,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from layercal import lens, questions, runs, stages
-from layercal.questions import LETTERS
+from layercal import results, stages
+from layercal.model import lens
+from layercal.sources import questions
+from layercal.sources.questions import LETTERS
 
 
 def main() -> None:
@@ -26,8 +28,8 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write one row a prompt and layer, of both lenses."""
-    run = runs.Run.load(args.prompts)
-    prompts, residuals = run.prompts, runs.Residuals.load(args.residuals, run)
+    run = results.Run.load(args.prompts)
+    prompts, residuals = run.prompts, results.Residuals.load(args.residuals, run)
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     option_ids = torch.tensor(max(prompts["option_ids"], key=len))
     model = stages.load_model(args)

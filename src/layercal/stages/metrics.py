@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from layercal import accuracy, phase, readings, resampling, runs, sources, stages
+from layercal import files, results, stages
+from layercal.metrics import accuracy, phase, readings, resampling
 
 # what DVC prints, compares and draws, and Git keeps
 NUMBERS = (
@@ -43,7 +44,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write the tidy metric table and the phase."""
-    run = runs.Run.load(args.prompts)
+    run = results.Run.load(args.prompts)
     prompts = run.prompts.drop_duplicates("question_id")
     groups, cluster = readings.groups(prompts), pd.factorize(prompts["cluster"])[0]
     settings = (args.n_bins, args.min_count, args.draws, args.seed)
@@ -70,8 +71,8 @@ def stage(args) -> None:
     run.write(args.out, table)
     run.write(args.phase, found)
     numbers = {name: found[name] for name in NUMBERS}
-    sources.write_atomically(args.numbers, json.dumps(numbers, indent=2) + "\n")
-    sources.write_atomically(args.curves, _curves(table, order, args.n_bins[0]).to_csv())
+    files.write_atomically(args.numbers, json.dumps(numbers, indent=2) + "\n")
+    files.write_atomically(args.curves, _curves(table, order, args.n_bins[0]).to_csv())
     stages.log.info("%s", found["reason"])
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from layercal import InputError, nullspace, runs, scoring, stages
+from layercal import InputError, results, stages
+from layercal.ablation import neurons, nullspace
+from layercal.metrics import scoring
 
 
 def main() -> None:
@@ -28,18 +30,18 @@ def main() -> None:
 
 def stage(args) -> None:
     """Write shares over depth, and ablations of entropy neurons and of random control sets."""
-    run = runs.Run.load(args.prompts)
+    run = results.Run.load(args.prompts)
     prompts, (shards, order) = run.prompts, run.shards(args.residuals)
     model = stages.load_model(args)
-    residuals = runs.Residuals([shard["residuals"] for shard in shards], order)
+    residuals = results.Residuals([shard["residuals"] for shard in shards], order)
     unembedding = nullspace.effective_unembedding(model)
     shares = nullspace.null_shares(residuals, unembedding, args.rules)
     try:
-        neurons = nullspace.find_neurons(model)
+        last = neurons.find_neurons(model)
         active = torch.cat([shard["neurons"] for shard in shards if len(shard["rows"])])
         active = active[order].float()
-        table = nullspace.describe(model, neurons, unembedding, args.rules)
-        effects = _effects(args, prompts, model, neurons, table, residuals[:, -1].float(), active)
+        table = neurons.describe(model, last, unembedding, args.rules)
+        effects = _effects(args, prompts, model, last, table, residuals[:, -1].float(), active)
     except InputError as error:
         stages.log.info("entropy neurons left out: %s", error)
         effects = pd.DataFrame({"without": pd.Series(dtype=str)})
@@ -47,11 +49,11 @@ def stage(args) -> None:
     run.write(args.out, effects)
 
 
-def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFrame:
+def _effects(args, prompts, model, last, table, final, active) -> pd.DataFrame:
     """One row an entropy neuron, one for all, one a random set; with the norm live and frozen."""
-    chosen = nullspace.entropy_neurons(table, args.neurons)
+    chosen = neurons.entropy_neurons(table, args.neurons)
     drawn = np.random.default_rng(args.seed)
-    long = nullspace.high_norm(table)["neuron"].to_numpy()
+    long = neurons.high_norm(table)["neuron"].to_numpy()
     groups = {f"neuron {one}": [one] for one in chosen}
     groups[f"all {len(chosen)} entropy neurons"] = chosen
     for one in range(args.random):
@@ -65,7 +67,7 @@ def _effects(args, prompts, model, neurons, table, final, active) -> pd.DataFram
         return logits.masked_fill(lacking, -torch.inf).numpy()
 
     without: dict[str, dict] = {"live": {}, "frozen": {}}
-    changed = nullspace.without_neurons(neurons, final, active, means, groups.values())
+    changed = neurons.without_neurons(last, final, active, means, groups.values())
     for name, one in zip(groups, changed, strict=True):
         without["live"][name], without["frozen"][name] = read(one), read(one, final)
     scored = scoring.Scoring(

@@ -11,17 +11,10 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from layercal import (
-    InputError,
-    control_tokens,
-    loading,
-    prompts,
-    questions,
-    rotation,
-    sources,
-    stages,
-    tokenizing,
-)
+from layercal import InputError, files, stages
+from layercal.model import loading
+from layercal.prompts import control_tokens, rotation, templates, tokenizing
+from layercal.sources import questions
 
 
 def main() -> None:
@@ -54,14 +47,14 @@ def stage(args) -> None:
     _check_number(args, rows)
     stages.restore(args.manifest)
     tokenizer = loading.tokenizer(args.manifest.parent, stages.trusted(args.manifest))
-    template = prompts.template(args.prompt, tokenizer)
-    shots = prompts.choose_shots(rows, pool, args.shots)
+    template = templates.template(args.prompt, tokenizer)
+    shots = templates.choose_shots(rows, pool, args.shots)
     rotations = rotation.rotations(rows) if args.option_order == "cyclic" else 1
     shown = [order for row in rows for order in rotation.orders(row, rotations)]
     before = [some for some in shots for _ in range(rotations)]
     texts = [template.render(row, some) for row, some in zip(shown, before, strict=True)]
     n_options = [len(row["choices"]) for row in shown]
-    input_ids, option_ids = prompts.tokenize(
+    input_ids, option_ids = templates.tokenize(
         tokenizer, texts, n_options, template.lead, template.add_special_tokens
     )
     _check_fit(args.manifest.parent, shown, input_ids, option_ids, tokenizer)
@@ -78,8 +71,8 @@ def stage(args) -> None:
         input_ids=input_ids,
         option_ids=option_ids,
     )
-    sources.write_atomically(args.out, written.to_parquet(index=False))
-    sources.keep_shards(args.out.parent, "residuals", args.shards)
+    files.write_atomically(args.out, written.to_parquet(index=False))
+    files.keep_shards(args.out.parent, "residuals", args.shards)
     stages.log.info(
         "%d prompts, %d tokens, options %s",
         len(shown),
@@ -97,8 +90,8 @@ def stage(args) -> None:
 
 def _model(manifest: Path) -> str:
     """Digest of a model's files: models of one tokenizer have the same prompts."""
-    files = json.loads(manifest.read_text())["files"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    listed = json.loads(manifest.read_text())["files"]
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
 def _check_number(args, rows: list[dict]) -> None:

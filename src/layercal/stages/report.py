@@ -12,7 +12,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbconvert import HTMLExporter
 from traitlets import default
 
-from layercal import pages, plates, sources, stages
+from layercal import files, stages
+from layercal.report import pages, plates
 
 TABLES = ("manifest", "rejected", *plates.TABLES)
 
@@ -39,7 +40,7 @@ def stage(args) -> None:
     parameters = {"model": args.model, "questions": args.questions, **tables}
     notebook = execute(args.notebook, folder, parameters)
     strip(notebook)
-    sources.write_atomically(args.out, nbformat.writes(notebook))
+    files.write_atomically(args.out, nbformat.writes(notebook))
     # "basic" is the cells alone: the full templates load scripts from the network
     exporter = HTMLExporter(
         template_name="basic",
@@ -50,7 +51,7 @@ def stage(args) -> None:
     body, _ = exporter.from_notebook_node(notebook)
     body = body.replace("</h1>", "</h1>" + pages.contents(body), 1)
     page = pages.page(f"{args.model} on {args.questions}", body)
-    sources.write_atomically(args.html, page)
+    files.write_atomically(args.html, page)
 
 
 class OwnKernel(AsyncKernelManager):

@@ -4,7 +4,8 @@ import re
 import sys
 from pathlib import Path
 
-from layercal import figures, stages
+from layercal import stages
+from layercal.report import figures
 
 
 def main() -> None:

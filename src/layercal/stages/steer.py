@@ -8,7 +8,9 @@ import torch
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from layercal import attribution, runs, stages, steering, tally
+from layercal import results, stages
+from layercal.ablation import blocks
+from layercal.steering import interventions, tally
 
 
 def main() -> None:
@@ -20,7 +22,7 @@ def main() -> None:
     made.add_argument("--shard", type=int, required=True)
     made.add_argument("--directions", type=Path, required=True, help="directions.safetensors")
     made.add_argument("--alphas", type=float, nargs="+", required=True)
-    made.add_argument("--modes", nargs="+", choices=sorted(steering.READ_LAYER), required=True)
+    made.add_argument("--modes", nargs="+", choices=sorted(interventions.READ_LAYER), required=True)
     made.add_argument("--n-bins", type=int, default=10, help="of the ECE of the controls")
     made.add_argument("--chunk", type=int, default=512, help="settings in one pass; bounds memory")
     made.add_argument("--out", type=Path, required=True, help="logits (safetensors) to write")
@@ -38,10 +40,10 @@ def stage(args) -> None:
     with attention or MLP of one of the blocks above the first layer at its mean. ``rows`` (n) are
     the places of the questions among all prompts.
     """
-    run = runs.Run.load(args.prompts)
+    run = results.Run.load(args.prompts)
     prompts, fitted = run.prompts, run.read(args.directions)
     inside = (prompts["shard"] == args.shard).to_numpy()
-    residuals = runs.Residuals.load(args.residuals, run)
+    residuals = results.Residuals.load(args.residuals, run)
     model = stages.load_model(args)
     n_options = prompts["option_ids"].map(len).max()
     cells = tally.cells(prompts, fitted["fold"].numpy())
@@ -52,7 +54,7 @@ def stage(args) -> None:
         option_ids = torch.tensor(prompts["option_ids"].iloc[row])
         found = _one(args, model, fitted, prompts.iloc[row], residuals.of_question(row), row)
         for mode in args.modes:
-            controls = found.pop(mode + steering.CONTROLS).transpose(0, 1)
+            controls = found.pop(mode + interventions.CONTROLS).transpose(0, 1)
             answer = prompts["answer"].iloc[[row]].to_numpy()
             added = tally.score_rows(controls.numpy()[..., None, :], answer, args.n_bins)[..., 0, :]
             total = sums.setdefault(mode, np.zeros((cells.max() + 1, *added.shape)))
@@ -60,12 +62,12 @@ def stage(args) -> None:
             found[mode] = torch.cat([found[mode], controls[None, :, 0]])
         lacking = (0, n_options - len(option_ids))
         for name, one in found.items():
-            if not name.endswith(steering.GROWTH):
+            if not name.endswith(interventions.GROWTH):
                 one = pad(one, lacking, value=-torch.inf)
             logits.setdefault(name, []).append(one)
     written = {name: torch.stack(one) for name, one in logits.items()}
     written |= {
-        mode + steering.CONTROLS: torch.from_numpy(one).float() for mode, one in sums.items()
+        mode + interventions.CONTROLS: torch.from_numpy(one).float() for mode, one in sums.items()
     }
     run.write(args.out, {"rows": torch.tensor(inside.nonzero()[0]), **written})
 
@@ -75,7 +77,7 @@ def _one(args, model, fitted, prompt, residuals: torch.Tensor, row: int) -> dict
     option_ids = torch.tensor(prompt["option_ids"])
     prefix = model.prefix(torch.tensor(prompt["input_ids"]))
     prefix = replace(prefix, residuals=residuals.to(model.device))
-    found = steering.sweep_prompt(
+    found = interventions.sweep_prompt(
         model,
         prefix,
         option_ids,
@@ -88,7 +90,7 @@ def _one(args, model, fitted, prompt, residuals: torch.Tensor, row: int) -> dict
     if "written" in fitted:
         lowest = min(int(fitted["layers"][0]) + 1, model.n_layers)
         means = fitted["written"][lowest - 1 :]
-        changed = attribution.without_parts(model, prefix, lowest, means)
+        changed = blocks.without_parts(model, prefix, lowest, means)
         found["without"] = model.option_logits(changed, option_ids).cpu()
     return found
 

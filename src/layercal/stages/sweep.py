@@ -5,20 +5,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from layercal import (
-    claims,
-    directions,
-    evaluation,
-    readings,
-    runs,
-    scoring,
-    sources,
-    stages,
-    steering,
-    tally,
-    verdicts,
-)
-from layercal.attribution import PARTS
+from layercal import files, results, stages
+from layercal.metrics import readings, scoring
+from layercal.model.recording import PARTS
+from layercal.steering import claims, directions, evaluation, interventions, tally, verdicts
 
 
 def main() -> None:
@@ -46,7 +36,7 @@ def main() -> None:
 
 def stage(args) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
-    run = runs.Run.load(args.prompts)
+    run = results.Run.load(args.prompts)
     prompts, phase, by_rank = run.prompts, run.read(args.phase), run.read(args.dimensions)
     sweep, without = _sweep(args, run)
     estimators = list(directions.estimators(args.estimators, args.ranks))
@@ -84,19 +74,19 @@ def stage(args) -> None:
     }
     run.write(args.out, evaluation.dose_response(sweep))
     run.write(args.summary, summary)
-    sources.keep_shards(args.logits[0].parent, "logits", len(args.logits))
+    files.keep_shards(args.logits[0].parent, "logits", len(args.logits))
     for claim in summary["claims"]:
         stages.log.info("%(claim)s: %(outcome)s. %(evidence)s", claim)
 
 
-def _sweep(args, run: runs.Run):
+def _sweep(args, run: results.Run):
     """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
     prompts, fitted = run.prompts, run.read(args.directions)
     shards, order = run.shards(args.logits)
     names = [name for name in shards[0] if name != "rows"]
     read = {
         name: sum(one[name] for one in shards)
-        if name.endswith(steering.CONTROLS)
+        if name.endswith(interventions.CONTROLS)
         else torch.cat([one[name] for one in shards])[order]
         for name in names
     }
@@ -107,8 +97,8 @@ def _sweep(args, run: runs.Run):
         names = [name for name in read if name.endswith(ending)]
         return {name.removesuffix(ending): read.pop(name) for name in names}
 
-    growth, sums = of_kind(steering.GROWTH), of_kind(steering.CONTROLS)
-    fold, variants = fitted["fold"].numpy(), steering.variants(fitted)
+    growth, sums = of_kind(interventions.GROWTH), of_kind(interventions.CONTROLS)
+    fold, variants = fitted["fold"].numpy(), interventions.variants(fitted)
     sweep = evaluation.Sweep(
         logits=read,
         growth=growth,

@@ -1,0 +1,1 @@
+"""What is measured of readings, with intervals, floors and tests."""

@@ -1,0 +1,275 @@
+"""The confidence correction phase: decision layer, peak, and how far calibration error falls."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from layercal.metrics import accuracy, differences, resampling
+
+LEVEL = 0.05  # of each test that the phase must pass
+# accuracy has settled where it is shown to stay within this share of its final lead over chance
+CLIMB = 0.25
+# layers that a trend over layers needs: of three, even the surest order comes up by chance in 1 / 6
+FEWEST = 4
+
+
+def decision_layer(accuracy: np.ndarray, tolerance: float) -> int:
+    """First layer from which on accuracy stays within a tolerance of its final value.
+
+    Parameters
+    ----------
+    accuracy : array, shape (L + 1,)
+    tolerance : float
+
+    Returns
+    -------
+    int
+        Between 0 and L.
+    """
+    # a hair of slack, so that a difference of exactly the tolerance counts as within it
+    outside = np.abs(accuracy - accuracy[-1]) > tolerance + 1e-12
+    return int(np.flatnonzero(outside)[-1]) + 1 if outside.any() else 0
+
+
+def sweep_layers(peak: int, final: int, most: int) -> list[int]:
+    """Layers from the peak to L, evenly thinned to ``most`` of them, both ends kept.
+
+    Parameters
+    ----------
+    peak, final : int
+    most : int
+        At least 2.
+    """
+    return sorted({round(layer) for layer in np.linspace(peak, final, min(most, final - peak + 1))})
+
+
+def settled_layer(
+    correct: np.ndarray, margin: float, tolerance: float, cluster: np.ndarray | None = None
+) -> int:
+    """First layer from which on accuracy is shown to equal its final value within a margin.
+
+    Equivalence tests (two one-sided ones at 0.05 each, by :func:`accuracy.paired_interval`) go down
+    from the last layer and stop at the first that fails, so that a layer whose accuracy is off by
+    the margin or more is called settled in 0.05 at most, however many layers there are. They stop,
+    too, where accuracy is shown to be off by more than the tolerance, which is what decides where
+    there are questions enough.
+
+    Parameters
+    ----------
+    correct : array, shape (L + 1, n)
+    margin, tolerance : float
+    cluster : array of int, shape (n,), optional
+
+    Returns
+    -------
+    int
+        L if nothing is shown.
+    """
+    for layer in range(len(correct) - 2, -1, -1):
+        low, high = accuracy.paired_interval(correct[-1], correct[layer], cluster, 1 - 2 * LEVEL)
+        off = low > tolerance or high < -tolerance
+        if off or not resampling.equivalent(low, high, margin):
+            return layer + 1
+    return 0
+
+
+def order_p(ece: np.ndarray) -> float:
+    """Chance that layers whose order means nothing fall as much (Mann 1945; Kendall's tau).
+
+    Parameters
+    ----------
+    ece : array, shape (layers,)
+        In order of depth.
+    """
+    if len(ece) < 2 or np.ptp(ece) == 0:
+        return 1.0
+    return float(kendalltau(np.arange(len(ece)), ece, alternative="less").pvalue)
+
+
+def resampled_rule(
+    curves: np.ndarray, ece: np.ndarray, chance: float, margin: float, tolerance: float
+) -> dict:
+    """What the rule, without its tests, says of each resample of the questions.
+
+    Parameters
+    ----------
+    curves, ece : array, shape (draws, L + 1)
+        Resampled accuracy and ECE.
+    chance, margin, tolerance : float
+
+    Returns
+    -------
+    dict
+        ``resampled_share`` in which there is a phase: accuracy ends above chance, it stays within
+        the margin of its final value over at least ``FEWEST`` layers, and ECE falls over these
+        (:func:`order_p`); ``decision_layer_low`` and ``decision_layer_high``, between which the
+        decision layer lies in 90 %.
+    """
+    there, decisions = 0, []
+    for curve, errors in zip(curves, ece, strict=True):
+        first = decision_layer(curve, margin)
+        decisions.append(decision_layer(curve, tolerance))
+        if curve[-1] > chance and len(curve) - first >= FEWEST:
+            there += order_p(errors[first:]) <= LEVEL
+    low, high = np.quantile(decisions, [0.05, 0.95], method="inverted_cdf")
+    return {
+        "resampled_share": there / len(curves),
+        "decision_layer_low": int(low),
+        "decision_layer_high": int(high),
+    }
+
+
+def detect(
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    weights: np.ndarray,
+    known: accuracy.AboveChance,
+    tolerance: float = 0.02,
+    n_bins: int = 10,
+    cluster: np.ndarray | None = None,
+) -> dict:
+    """Decide whether a model shows a confidence correction phase.
+
+    It exists if final accuracy lies above chance, accuracy is shown to have settled
+    (:func:`settled_layer`) over at least ``FEWEST`` layers, and over these ECE falls with depth, by
+    more than the sample of questions explains and by more than layers in any order would. It is
+    shown not to if over these ECE rises in the same sense.
+
+    Parameters
+    ----------
+    confidence, correct : array, shape (L + 1, n)
+    weights : array, shape (draws, n)
+        Bootstrap resamples of the questions, paired over layers.
+    known : AboveChance
+        Of the last layer.
+    tolerance : float
+        For :func:`decision_layer`.
+    n_bins : int
+    cluster : array of int, shape (n,), optional
+        Questions that belong together; each on its own if left out.
+
+    Returns
+    -------
+    dict
+        ``outcome`` (``exists``, ``no phase``: ECE is shown to rise, ``undecided``, or ``at
+        chance``), ``exists``, ``rises``, and ``reason`` in words; ``accuracy_final`` with its
+        interval, ``chance``, ``chance_p``, ``above_chance``, ``top_letter``; ``decision_layer``,
+        ``peak_layer`` (largest ECE from the decision layer on), ``final_layer``; ``ece_peak``,
+        ``ece_final``, ``correction`` (their difference) with ``ci_low``, ``ci_high`` and ``p``,
+        which allow for the peak having been picked; ``settled_layer``, from which on ECE
+        must fall, and the ``margin`` it is shown for; ``trend``, the fall of a straight line fitted
+        to ECE from there to the end, with ``trend_low``, ``trend_high`` and ``trend_p``;
+        ``order_p``; what :func:`resampled_rule` adds.
+    """
+    final, n = len(confidence) - 1, confidence.shape[-1]
+    curve = correct.mean(-1)
+    decision = decision_layer(curve, tolerance)
+    samples = [
+        resampling.ece_sample(*pair, weights, n_bins)
+        for pair in zip(confidence, correct.astype(float), strict=True)
+    ]
+    ece = np.array([sample.estimate for sample in samples])
+    peak = decision + int(np.argmax(ece[decision:]))
+    found = differences.error_difference(samples[peak], samples[final], max(1, final - decision))
+    margin = CLIMB * max(0.0, known.accuracy - known.chance)
+    first = settled_layer(correct, margin, tolerance, cluster)
+    trend = _fall(samples[first:])
+    rises = trend.p <= LEVEL and trend.value < 0 and order_p(-ece[first:]) <= LEVEL
+    resampled = np.stack([one.statistic(one.noise + one.gap) for one in samples], -1)
+    curves = weights @ correct.T.astype(np.float32) / n
+    low, high = resampling.interval(curve[final], curves[:, final])
+    phase = {
+        "decision_layer": decision,
+        "peak_layer": peak,
+        "final_layer": final,
+        "n": n,
+        "accuracy_final": float(curve[final]),
+        "accuracy_final_low": float(low),
+        "accuracy_final_high": float(high),
+        "chance": known.chance,
+        "chance_p": known.p,
+        "above_chance": known.above,
+        "top_letter": known.top_letter,
+        "ece_peak": float(ece[peak]),
+        "ece_final": float(ece[final]),
+        "correction": found.value,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "p": found.p,
+        "settled_layer": first,
+        "margin": margin,
+        "trend": trend.value,
+        "trend_low": trend.low,
+        "trend_high": trend.high,
+        "trend_p": trend.p,
+        "order_p": order_p(ece[first:]),
+        "rises": bool(rises),
+        **resampled_rule(curves, resampled, known.chance, margin, tolerance),
+    }
+    outcome = _outcome(phase)
+    return {**phase, "outcome": outcome, "exists": outcome == "exists", "reason": _reason(phase)}
+
+
+def _fall(samples: list[resampling.GapSample]) -> differences.Difference:
+    """How far a straight line through the errors falls from the first to the last of them."""
+    if len(samples) < 2:
+        return differences.Difference(0.0, 0.0, 0.0, 1.0)
+    depth = np.arange(len(samples)) - (len(samples) - 1) / 2
+    return differences.contrast(samples, -depth * (len(samples) - 1) / (depth**2).sum())
+
+
+def _outcome(found: dict) -> str:
+    if not found["above_chance"]:
+        return "at chance"
+    if found["rises"]:
+        return "no phase"
+    settled = found["final_layer"] - found["settled_layer"] + 1 >= FEWEST
+    falls = found["trend_p"] <= LEVEL and found["trend"] > 0 and found["order_p"] <= LEVEL
+    return "exists" if settled and falls else "undecided"
+
+
+def _reason(found: dict) -> str:
+    outcome, final = _outcome(found), found["final_layer"]
+    accuracy_said = (
+        f"final accuracy {found['accuracy_final']:.3f} "
+        f"(95 % CI {found['accuracy_final_low']:.3f} to {found['accuracy_final_high']:.3f})"
+    )
+    letters = f"{found['chance']:.3f} from the letters named, p = {found['chance_p']:.2g}"
+    if outcome == "at chance":
+        return (
+            f"No phase is claimed: as asked here, {accuracy_said} is not above chance ({letters}; "
+            f"one letter makes up {found['top_letter']:.0%} of the predictions), and a model that "
+            "does not know the answers has no correction to show, whatever its ECE does."
+        )
+    above = f"{accuracy_said} lies above chance ({letters})"
+    share = f"Without tests, {found['resampled_share']:.0%} of the resamples show a phase."
+    ends = (
+        f"ECE goes from {found['ece_peak']:.3f} at layer {found['peak_layer']} to "
+        f"{found['ece_final']:.3f} at layer {final}, a correction of {found['correction']:.3f} "
+        f"(95 % CI {found['ci_low']:.3f} to {found['ci_high']:.3f})"
+    )
+    first = found["settled_layer"]
+    line = (
+        f"a straight line through ECE falls by {found['trend']:.3f} (95 % CI "
+        f"{found['trend_low']:.3f} to {found['trend_high']:.3f}) from layer {first} to {final}, "
+        f"and layers in any order would fall so in {found['order_p']:.2g}"
+    )
+    within = f"within {found['margin']:.3f}, a quarter of its lead over chance"
+    if outcome == "no phase":
+        return (
+            f"No phase: {above}, and over the layers from {first} on, at which it has settled "
+            f"({within}), ECE rises, to {found['ece_final']:.3f} at the last. {share}"
+        )
+    if outcome == "exists":
+        settled = f"accuracy has settled from layer {first} on ({within})"
+        return f"The phase exists: {above}, {settled}, {line}; {ends}. {share}"
+    if final - first + 1 < FEWEST:
+        why = (
+            f"accuracy is shown to be {within}, from layer {first} on only, too "
+            f"late to see ECE fall over {FEWEST} layers (its curve stays near the final value from "
+            f"layer {found['decision_layer']} on; to show it takes more questions)"
+        )
+    else:
+        why = f"ECE is not shown to fall: {line}"
+    return f"Undecided: {above}, but {why}. {ends[0].upper()}{ends[1:]}. {share}"

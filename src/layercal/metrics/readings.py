@@ -1,0 +1,360 @@
+"""What was read off a model, one array axis a layer or setting, and its table of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import binomtest, rankdata
+from threadpoolctl import threadpool_limits
+
+from layercal import InputError
+from layercal.metrics import calibration, resampling
+from layercal.sources.questions import LETTERS
+
+VALUES = ["value", "ci_low", "ci_high", "null_mean", "null_high"]
+WHY_NONE = {
+    "auroc": "all predictions are right, or all wrong",
+    "agree": "no question's options are rotated",
+}
+
+
+@dataclass
+class Readings:
+    """Option logits and what comes with them.
+
+    Attributes
+    ----------
+    logits : array, shape (..., n, n_options)
+        -inf where a question has no such option.
+    answer : array of int, shape (n,)
+    extra : dict of array, shape (..., n)
+        Quantities to average as they are, such as option mass and entropy.
+    cluster : array of int, shape (n,), optional
+        Questions of one cluster are resampled together; each on its own if left out.
+    """
+
+    logits: np.ndarray
+    answer: np.ndarray
+    extra: dict[str, np.ndarray]
+    cluster: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.cluster is None:
+            self.cluster = np.arange(len(self.answer))
+        self.log_probability = log_softmax(self.logits.astype(float), -1)
+        self.confidence = np.exp(self.log_probability.max(-1))
+        self.correct = self.logits.argmax(-1) == self.answer
+        self.n_options = (self.logits > -np.inf).sum(-1)
+
+    @property
+    def chance(self) -> np.ndarray:
+        """Accuracy of guessing, for each question; (..., n)."""
+        return 1 / self.n_options
+
+    def take(self, rows) -> Readings:
+        """Keep only some of the questions."""
+        extra = {name: value[..., rows] for name, value in self.extra.items()}
+        return Readings(self.logits[..., rows, :], self.answer[rows], extra, self.cluster[rows])
+
+    def layer(self, index: int) -> Readings:
+        """Reading of one layer."""
+        extra = {name: value[index] for name, value in self.extra.items()}
+        return Readings(self.logits[index], self.answer, extra, self.cluster)
+
+    def errors(self, weights: np.ndarray, n_bins: Sequence[int], min_count: Sequence[int]):
+        """Yield each binned error of one layer as (metric, n_bins, GapSample or why not)."""
+        pair, primary = (self.confidence, self.correct.astype(float), weights), n_bins[0]
+        for bins in n_bins:
+            yield "ece", bins, resampling.ece_sample(*pair, bins)
+            for count in min_count:
+                name = "mce" if count == 1 else f"mce_min{count}"
+                found = resampling.mce_sample(*pair, bins, count)
+                yield name, bins, found or f"no bin holds {count} questions"
+        if len(self.answer) < primary:
+            few = f"{len(self.answer)} questions cannot fill {primary} bins of equal mass"
+            yield "ece_mass", primary, few
+            yield "debiased_ece", primary, few
+        else:
+            yield "ece_mass", primary, resampling.ece_sample(*pair, primary, "mass")
+            yield "debiased_ece", primary, resampling.debiased_sample(*pair, primary)
+        yield "smooth_ece", 0, resampling.smooth_sample(*pair)
+        probability = np.exp(self.log_probability)
+        options = self.answer, weights, primary, self.n_options
+        found = resampling.classwise_sample(probability, *options)
+        yield "classwise_ece", primary, found
+
+    def per_question(self) -> dict[str, np.ndarray]:
+        """Quantities whose mean over questions is a metric, each of shape (..., n).
+
+        ``nll`` in nats; ``brier`` sums over options (Brier 1950), within [0, 2];
+        ``signed_gap`` is confidence minus correctness, positive when overconfident;
+        ``predicted_<letter>`` is the share of predictions that name the letter; ``chance`` is the
+        accuracy of guessing.
+        """
+        predicted, letters = self.logits.argmax(-1), LETTERS[: self.logits.shape[-1]]
+        right = np.eye(len(letters))[self.answer]
+        answers = np.broadcast_to(self.answer[..., None], (*predicted.shape, 1))
+        return {
+            "accuracy": self.correct.astype(float),
+            "chance": self.chance,
+            "confidence": self.confidence,
+            "signed_gap": self.confidence - self.correct,
+            "nll": -np.take_along_axis(self.log_probability, answers, -1)[..., 0],
+            "brier": ((np.exp(self.log_probability) - right) ** 2).sum(-1),
+            **self.extra,
+            **{f"predicted_{letter}": (predicted == i) * 1.0 for i, letter in enumerate(letters)},
+        }
+
+
+def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> dict[str, Readings]:
+    """Arrays (L + 1, n) from a lens table, questions in the order in which it has them first.
+
+    Parameters
+    ----------
+    options : DataFrame
+        ``options.parquet``: one row a question, rotation of its options, and layer.
+    cluster : array of int, shape (n,), optional
+        Of each question.
+
+    Returns
+    -------
+    dict of Readings
+        ``as-is`` if there is one order only. Of k rotations of k options: ``averaged``, the mean
+        over rotations of the probabilities of each option (its letter bias averages out), with the
+        share of questions on which all rotations ``agree``, NaN for one that is never rotated; then
+        ``rotation-0`` and so on, each as read, by letter.
+    """
+    layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
+    question = pd.factorize(options["question_id"])[0]
+    options = options.iloc[np.lexsort((options["layer"], options["permutation"], question))]
+
+    def by_layer(columns) -> np.ndarray:
+        values = options[columns].to_numpy()
+        values = values.reshape(-1, rotations, layers, *values.shape[1:])
+        return np.moveaxis(values, 2, 0)  # layers, questions, rotations, ...
+
+    logits = by_layer([name for name in options.columns if name.startswith("logit_")])
+    answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
+    one_by_one = [
+        Readings(
+            logits[:, :, r],
+            answer[:, r],
+            {name: value[:, :, r] for name, value in extra.items()},
+            cluster,
+        )
+        for r in range(rotations)
+    ]
+    if rotations == 1:
+        return {"as-is": one_by_one[0]}
+    # letter j shows option (j + shift) mod k, and so does the answer: back to the options
+    shift, k = answer[:, :1] - answer, logits.shape[-1]
+    option = (np.arange(k)[:, None] - shift[:, None, :]) % k  # questions, options, rotations
+    read = np.stack([one.log_probability for one in one_by_one], -1)
+    log_probability = np.take_along_axis(read, option[None], -2)
+    predicted = log_probability.argmax(-2)
+    agree = np.where((shift == 0).all(-1), np.nan, (predicted == predicted[..., :1]).all(-1))
+    averaged = Readings(
+        logits=logsumexp(log_probability, -1) - np.log(rotations),
+        answer=answer[:, 0],
+        extra={name: value.mean(-1) for name, value in extra.items()} | {"agree": agree},
+        cluster=cluster,
+    )
+    return {"averaged": averaged, **{f"rotation-{r}": one for r, one in enumerate(one_by_one)}}
+
+
+def metric_table(
+    read: Readings, n_bins: Sequence[int], min_count: Sequence[int], draws: int, seed: int
+) -> pd.DataFrame:
+    """All metrics with 95 % intervals and, where an error is binned, its null floor.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, n_options).
+    n_bins, min_count : sequence of int
+        The first number of bins is the primary one, which equal-mass and class-wise errors use.
+    draws, seed : int
+
+    Returns
+    -------
+    DataFrame
+        ``layer``, ``metric``, ``value``, ``ci_low``, ``ci_high``, ``null_mean``, ``null_high``
+        (95th percentile under perfect calibration), ``n``, ``n_bins`` (0 where not binned),
+        ``reason`` (why a value is NaN, else empty). MCE over bins of at least c samples is named
+        ``mce`` for c = 1, which has no interval, else ``mce_min<c>``.
+    """
+    weights = resampling.cluster_weights(read.cluster, draws, seed)
+    alone = not resampling.clustered(read.cluster)
+    uniform = np.random.default_rng(seed).random(weights.shape, np.float32) if alone else None
+    rows = []
+    for layer in range(len(read.logits)):
+        one = read.layer(layer)
+        means = one.per_question()
+        means["auroc"] = auroc_values(one.confidence, one.correct)
+        rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
+        probability = np.exp(one.log_probability)
+        outcomes = resampling.draw_outcomes(probability, uniform) if alone else None
+        errors = one.errors(weights, n_bins, min_count)
+        rows += [{"layer": layer, **_error_row(*error, outcomes)} for error in errors]
+    return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
+
+
+def groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Groups of questions: ``all``, each ``category:<name>`` and each ``subject:<name>``.
+
+    Parameters
+    ----------
+    prompts : DataFrame, n rows
+        With ``category``, ``subject`` and ``language``; of several languages, each is a group
+        ``language:<code>`` too.
+
+    Returns
+    -------
+    dict of array of bool, shape (n,)
+    """
+    found = {"all": np.ones(len(prompts), bool)}
+    kinds = ["category", "subject"] + ["language"] * (len(set(prompts["language"])) > 1)
+    for kind in kinds:
+        for name in sorted(set(prompts[kind])):
+            found[f"{kind}:{name}"] = (prompts[kind] == name).to_numpy()
+    return found
+
+
+def group_table(
+    read: Readings, groups: dict[str, np.ndarray], min_group: int, settings: tuple, threads: int = 1
+) -> pd.DataFrame:
+    """:func:`metric_table` of every group, with the column ``group``.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, n_options).
+    groups : dict of array of bool, shape (n,)
+    min_group : int
+        Groups of fewer clusters of questions, over which intervals are taken, get NaN and a reason.
+    settings : tuple
+        The other arguments of :func:`metric_table`.
+    threads : int
+    """
+    held = {name: len(np.unique(read.cluster[rows])) for name, rows in groups.items()}
+
+    def one(name: str) -> pd.DataFrame:
+        if held[name] >= min_group:
+            return metric_table(read.take(groups[name]), *settings)
+        return pd.DataFrame()
+
+    # one BLAS thread each: the groups share the cores, and sums do not depend on how many there are
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        tables = dict(zip(groups, pool.map(one, groups), strict=True))
+    full = next((table for table in tables.values() if len(table)), None)
+    if full is None:
+        raise InputError(
+            f"{_counted(len(read.answer), max(held.values()))} in all, fewer than the {min_group} "
+            "that calibration: min_group asks for; lower it or study more questions"
+        )
+    for name, rows in groups.items():
+        if not len(tables[name]):
+            n, empty = int(rows.sum()), dict.fromkeys(VALUES, np.nan)
+            reason = f"{_counted(n, held[name])}, fewer than {min_group}"
+            tables[name] = full.assign(**empty, n=n, reason=reason)
+    return pd.concat([table.assign(group=name) for name, table in tables.items()])
+
+
+def _counted(questions: int, clusters: int) -> str:
+    """Number of questions, and of clusters if some are of one cluster."""
+    apart = f" in {clusters} cluster(s)" if clusters < questions else ""
+    return f"{questions} questions{apart}"
+
+
+def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]:
+    stacked = np.stack(list(values.values()), -1)
+    has = ~np.isnan(stacked)
+    with np.errstate(invalid="ignore"):  # none has it: 0 / 0
+        counted = np.where(has, stacked, 0)
+        estimate, resampled = counted.sum(0) / has.sum(0), (weights @ counted).T
+        resampled /= has.sum(0)[:, None]
+    low, high = resampling.interval(estimate, resampled)
+    rows = [
+        {"metric": name, "n_bins": 0, "value": value, "ci_low": a, "ci_high": b}
+        for name, value, a, b in zip(values, estimate, low, high, strict=True)
+    ]
+    for row in rows:
+        if np.isnan(row["value"]):
+            row["reason"] = WHY_NONE[row["metric"]]
+    return rows
+
+
+def _error_row(metric: str, n_bins: int, sample, outcomes) -> dict:
+    row = {"metric": metric, "n_bins": n_bins}
+    if isinstance(sample, str):
+        return {**row, "value": np.nan, "reason": sample}
+    if outcomes is None:
+        floor = sample.null(None)
+    else:
+        correct, by_option = outcomes
+        floor = sample.null(by_option if metric == "classwise_ece" else [correct])
+    # a bin of one question is as good as known to its own resamples: no interval is honest
+    low, high = (np.nan, np.nan) if metric == "mce" else resampling.error_interval(sample)
+    return {
+        **row,
+        "value": sample.estimate,
+        "ci_low": low,
+        "ci_high": min(high, 1.0),
+        "null_mean": floor.mean(),
+        "null_high": np.quantile(floor, 0.95),
+    }
+
+
+def auroc_values(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Values whose mean is AUROC and whose resampled mean is, to first order, its resample.
+
+    Placements of each question among those of the other kind (DeLong et al. 1988).
+
+    Parameters
+    ----------
+    confidence, correct : array, shape (n,)
+
+    Returns
+    -------
+    array, shape (n,)
+        NaN where all predictions are right, or all wrong.
+    """
+    area = float(calibration.auroc(confidence, correct))
+    if np.isnan(area):
+        return np.full(len(confidence), np.nan)
+    right, everywhere = correct == 1, rankdata(confidence)
+    place = np.empty(len(confidence))
+    for kind in (right, ~right):
+        place[kind] = (everywhere[kind] - rankdata(confidence[kind])) / (~kind).sum()
+    place[~right] = 1 - place[~right]
+    return area + (place - area) / np.where(right, right.mean(), 1 - right.mean())
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> pd.DataFrame:
+    """Accuracy and mean confidence of each confidence bin that holds questions.
+
+    Parameters
+    ----------
+    confidence, correct : array, shape (n,)
+    n_bins : int
+        Of equal width.
+
+    Returns
+    -------
+    DataFrame
+        ``bin`` (its upper edge), ``n``, ``confidence``, ``accuracy`` with ``ci_low`` and
+        ``ci_high``, 95 % Wilson intervals (questions taken as independent).
+    """
+    table = calibration.bin_table(confidence, correct, n_bins)
+    rows = []
+    for b in np.flatnonzero(table.count):
+        n, accuracy = int(table.count[b]), float(table.accuracy[b])
+        low, high = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+        head = {"bin": (b + 1) / n_bins, "n": n, "confidence": float(table.confidence[b])}
+        rows.append({**head, "accuracy": accuracy, "ci_low": float(low), "ci_high": float(high)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,213 @@
+"""Readings of the same questions compared: changes of their metrics with paired intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import softmax
+
+from layercal.metrics import accuracy, calibration, differences, paired, resampling
+
+MIN_COUNT = 30  # samples of a bin from which on its gap can be resampled
+WORST = f"mce_min{MIN_COUNT}"
+
+
+@dataclass(kw_only=True)
+class Scoring:
+    """Questions and how readings of them are scored.
+
+    Attributes
+    ----------
+    answer, cluster : array of int, shape (n,)
+        Of each row. The rotations and translations of a question share a cluster; they are
+        resampled together.
+    question : array of int, shape (n,), optional
+        Equal for the rotations of one question, which the null floor lets be right together; each
+        row is a question of its own if left out.
+    accuracy_margin : float
+    n_bins, draws, seed : int
+    """
+
+    answer: np.ndarray
+    cluster: np.ndarray
+    question: np.ndarray | None = None
+    accuracy_margin: float = 0.02
+    n_bins: int = 10
+    draws: int = 1000
+    seed: int = 0
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Bootstrap resamples of the questions; (draws, n)."""
+        return resampling.cluster_weights(self.cluster, self.draws, self.seed)
+
+    @property
+    def n_questions(self) -> int:
+        """Number of questions, however many rotations of each there are."""
+        return len(self.answer if self.question is None else np.unique(self.question))
+
+    def read(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence and correctness of logits (..., n, n_options); each (..., n)."""
+        return softmax(logits.astype(float), -1).max(-1), logits.argmax(-1) == self.answer
+
+    def ece(self, logits: np.ndarray) -> float:
+        """ECE of logits (n, n_options)."""
+        return float(calibration.ece(*self.read(logits), self.n_bins))
+
+    def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
+        """ECE of one reading, and MCE where a bin is full enough, observed and resampled."""
+        pair = confidence, correct.astype(float), self.weights, self.n_bins
+        worst = resampling.mce_sample(*pair, MIN_COUNT)
+        found = {"ece": self.ece_sample(confidence, correct)}
+        return found | ({WORST: worst} if worst else {})
+
+    def ece_sample(self, confidence: np.ndarray, correct: np.ndarray) -> resampling.GapSample:
+        """ECE of one reading, observed and resampled."""
+        return resampling.ece_sample(confidence, correct.astype(float), self.weights, self.n_bins)
+
+    def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
+        """Accuracy and confidence of one reading, per question."""
+        return {"accuracy": correct.astype(float), "confidence": confidence}
+
+    def resampled_mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean over each resample of the questions; (draws,)."""
+        return self.weights @ values / len(values)
+
+    def null(self, sample: resampling.GapSample, confidence: np.ndarray) -> np.ndarray:
+        """Errors of the top label if it were perfectly calibrated; (draws,)."""
+        if resampling.clustered(self.cluster):
+            return sample.null(None)
+        uniform = np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
+        return sample.null([(uniform < confidence).astype(np.float32)])
+
+    def changes(self, before: np.ndarray, after: np.ndarray) -> dict:
+        """Compare two readings of the same questions.
+
+        Parameters
+        ----------
+        before, after : array, shape (n, n_options)
+            Logits.
+
+        Returns
+        -------
+        dict
+            ECE, MCE over bins of at least ``MIN_COUNT`` (None where no bin of one side is so full),
+            accuracy and mean confidence before and after; their changes with paired 95 % intervals,
+            that of accuracy by Tango's score, relative ones of ECE and MCE, p-values of no change;
+            whether accuracy is kept within the margin; NLL and Brier as :meth:`score_changes` gives
+            them; the null floor and the 95 % interval of ECE before.
+        """
+        found = {"n": self.n_questions}
+        pairs = self.read(before), self.read(after)
+        errors = [self.errors(*pair) for pair in pairs]
+        for metric in ("ece", WORST):
+            found |= _error_change(metric, *(side.get(metric) for side in errors))
+        means = [self.means(*pair) for pair in pairs]
+        intervals = {
+            "accuracy": accuracy.paired_interval(*(one[1] for one in pairs), self.cluster),
+            "confidence": self._interval(means[1]["confidence"] - means[0]["confidence"]),
+        }
+        for metric, bounds in intervals.items():
+            found |= _change(metric, *(side[metric].mean() for side in means), *bounds)
+        found |= self.score_changes(before, after)
+        null = self.null(errors[0]["ece"], pairs[0][0])
+        found["ece_null_mean"] = float(null.mean())
+        found["ece_null_high"] = float(np.quantile(null, 0.95))
+        found["ece_before_low"], found["ece_before_high"] = resampling.error_interval(
+            errors[0]["ece"]
+        )
+        found["accuracy_margin"] = self.accuracy_margin
+        found["accuracy_kept"] = resampling.equivalent(
+            found["accuracy_change_low"], found["accuracy_change_high"], self.accuracy_margin
+        )
+        return found
+
+    def _interval(self, values: np.ndarray) -> tuple[float, float]:
+        return resampling.interval(values.mean(), self.resampled_mean(values))
+
+    def score_changes(self, before: np.ndarray, after: np.ndarray) -> dict:
+        """Compare two readings by the scores that decide claims.
+
+        Parameters
+        ----------
+        before, after : array, shape (n, n_options)
+            Logits.
+
+        Returns
+        -------
+        dict
+            NLL and Brier before and after, ``nll_change`` and ``brier_change`` with Student's 95 %
+            interval, standard error and p-value; ``freedom``, the degrees of freedom.
+        """
+        old, new = (paired.losses(one, self.answer) for one in (before, after))
+        found: dict = {}
+        for name in old:
+            change = paired.mean_change(new[name] - old[name], self.cluster)
+            sides = old[name].mean(), new[name].mean()
+            found |= _change(name, *sides, *change.interval())
+            found |= {f"{name}_change_error": change.error, f"{name}_p": change.p}
+            found["freedom"] = change.freedom
+        return found
+
+    def compare(self, name: str, before: np.ndarray, after: np.ndarray) -> dict:
+        """:meth:`score_changes`, and ECE as a description, under names that begin with ``name``."""
+        found = self.score_changes(before, after)
+        del found["freedom"]
+        found |= {"ece_before": self.ece(before), "ece_after": self.ece(after)}
+        return {f"{name}_{key}": value for key, value in found.items()}
+
+    def accuracy_interval(
+        self, before: np.ndarray, after: np.ndarray, level: float
+    ) -> tuple[float, float]:
+        """Interval of the change of accuracy between logits (n, n_options), at any level."""
+        sides = (self.read(one)[1] for one in (before, after))
+        return accuracy.paired_interval(*sides, self.cluster, level)
+
+
+def _error_change(metric: str, old, new) -> dict:
+    if old is None or new is None:
+        names = ("before", "after", "change", "change_low", "change_high", "p", "relative_change")
+        return {f"{metric}_{name}": None for name in names}
+    change = differences.error_difference(new, old)
+    return {
+        **_change(metric, old.estimate, new.estimate, change.low, change.high),
+        f"{metric}_p": change.p,
+        f"{metric}_relative_change": relative_change(old.estimate, new.estimate),
+    }
+
+
+def relative_change(old: float, new: float) -> float:
+    """Change of an error over what it was; finite, if large, where it was 0."""
+    return (new - old) / max(old, 1e-9)
+
+
+def _change(metric: str, old: float, new: float, low: float, high: float) -> dict:
+    return {
+        f"{metric}_before": float(old),
+        f"{metric}_after": float(new),
+        f"{metric}_change": float(new - old),
+        f"{metric}_change_low": float(low),
+        f"{metric}_change_high": float(high),
+    }
+
+
+def ablations(scoring: Scoring, before: np.ndarray, without: dict[str, np.ndarray]) -> list[dict]:
+    """What readings would be without some part of the network.
+
+    Parameters
+    ----------
+    scoring : Scoring
+    before : array, shape (n, n_options)
+        Logits of the whole network.
+    without : dict of array, shape (n, n_options)
+        Name -> logits with that part at its mean.
+
+    Returns
+    -------
+    list of dict
+        ``without`` (the name) and the changes, with paired 95 % intervals; a positive change of
+        ECE means that the part lowers it.
+    """
+    return [{"without": name, **scoring.changes(before, one)} for name, one in without.items()]

@@ -1,0 +1,1 @@
+"""From questions to the tokens that a model reads."""

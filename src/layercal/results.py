@@ -1,0 +1,269 @@
+"""What is made from one table of prompts, told apart from what is made from another.
+
+Every file says in its metadata which prompts it was made from. What reads several checks that they
+are of one run, and joins their rows by what names a prompt or by its place among the prompts, never
+by their own order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+from safetensors import SafetensorError, safe_open
+
+from layercal import InputError
+from layercal.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+KEY = "prompts_sha256"  # in the metadata of every file
+PROMPT = ["question_id", "permutation"]  # what names a prompt
+
+
+@dataclass
+class Run:
+    """One table of prompts, and reading and writing of what is made from it.
+
+    Attributes
+    ----------
+    path : Path
+    prompts : DataFrame, n rows
+        ``prompts.parquet``.
+    """
+
+    path: Path
+    prompts: pd.DataFrame
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Open a table of prompts."""
+        return cls(path, read(path))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the prompts: of all but their shards, and of their text only by its tokens."""
+        tokens = ["input_ids", "option_ids"]
+        plain = self.prompts.drop(columns=[*tokens, "shard", "prompt"])
+        digest = hashlib.sha256(plain.to_json(orient="split", index=False).encode())
+        for column in tokens:
+            for ids in self.prompts[column]:
+                digest.update(np.array([len(ids), *ids], "<i8").tobytes())
+        return digest.hexdigest()
+
+    def write(self, path: Path, content: pd.DataFrame | dict) -> None:
+        """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run."""
+        if path.suffix == ".parquet":
+            marked = content.copy(deep=False)
+            marked.attrs = {KEY: self.fingerprint}
+            data = marked.to_parquet(index=False)
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            data = save(content, {KEY: self.fingerprint})
+        else:
+            data = json.dumps({KEY: self.fingerprint, **content}, indent=2) + "\n"
+        write_atomically(path, data)
+
+    def read(self, path: Path) -> pd.DataFrame | dict:
+        """Read such a file; errors as of :meth:`check`."""
+        self.check(path)
+        return read(path)
+
+    def check(self, *paths: Path) -> None:
+        """See that files were made from these prompts.
+
+        Raises
+        ------
+        InputError
+            If one is damaged, was made from others, or does not say from which.
+        """
+        other = [path for path in paths if made_from(path) != self.fingerprint]
+        if other:
+            raise _of_different_runs(other, self.path)
+
+    def by_prompt(self, path: Path) -> pd.DataFrame:
+        """Read a table of readings of each prompt at every layer; see :func:`joined`."""
+        return joined(self.read(path), self.prompts, str(path))
+
+    def shards(self, paths: Iterable[Path]) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+        """Read tensors in shards, which say whose they are (``rows``).
+
+        Returns
+        -------
+        list of dict of Tensor
+        Tensor of int, shape (n,)
+            Place of each prompt in the shards one after another.
+
+        Raises
+        ------
+        InputError
+            As of :meth:`check`, or if they do not hold each prompt once.
+        """
+        import torch
+
+        shards = {path: self.read(path) for path in paths}
+        order = self.order(shards, [shard["rows"].numpy() for shard in shards.values()])
+        return list(shards.values()), torch.tensor(order)
+
+    def order(self, paths: Iterable[Path], rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Place of each prompt in shards that hold these rows, one shard after another; (n,)."""
+        held = np.concatenate(rows)
+        if not np.array_equal(np.sort(held), np.arange(len(self.prompts))):
+            raise InputError(
+                f"{', '.join(map(str, paths))}: together these shards do not hold each prompt of "
+                f"{self.path} once; delete them and run again, which makes them anew"
+            )
+        return np.argsort(held)
+
+
+def read(path: Path) -> pd.DataFrame | dict:
+    """Read a table (parquet, CSV), tensors (safetensors) or an object (JSON).
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    with _undamaged(path):
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix == ".csv":
+            return pd.read_csv(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return json.loads(path.read_text())
+
+
+def made_from(path: Path) -> str | None:
+    """Fingerprint of the prompts that a file was made from; None if it does not say."""
+    with _undamaged(path):
+        if path.suffix == ".parquet":
+            kept = pyarrow.parquet.read_schema(path).metadata or {}
+            return json.loads(kept.get(b"PANDAS_ATTRS", b"{}")).get(KEY)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "np") as file:
+                return (file.metadata() or {}).get(KEY)
+        return json.loads(path.read_text()).get(KEY)
+
+
+def same(*paths: Path) -> None:
+    """See that files are of one run, where its prompts are not at hand; errors as of a run's check.
+
+    Parameters
+    ----------
+    *paths : Path
+    """
+    first = made_from(paths[0])
+    other = [path for path in paths if first is None or made_from(path) != first]
+    if other:
+        raise _of_different_runs(other, paths[0])
+
+
+def joined(table: pd.DataFrame, prompts: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rows of a table of readings in the order of the prompts, each at all layers.
+
+    Parameters
+    ----------
+    table : DataFrame, n (L + 1) rows
+        ``question_id``, ``permutation``, ``layer``, ``answer`` and more, in any order.
+    prompts : DataFrame, n rows
+    name : str
+        Of the table, for what is said of it.
+
+    Raises
+    ------
+    InputError
+        If it holds other prompts or answers, or not each prompt once at every layer.
+    """
+    place = pd.MultiIndex.from_frame(prompts[PROMPT]).get_indexer(
+        pd.MultiIndex.from_frame(table[PROMPT])
+    )
+    order = np.lexsort((table["layer"], place))
+    layers = sorted(table["layer"].unique())
+    wanted = np.repeat(np.arange(len(prompts)), len(layers)), np.tile(layers, len(prompts))
+    found = table.iloc[order].reset_index(drop=True)
+    same_rows = map(np.array_equal, (place[order], found["layer"]), wanted)
+    if not all(same_rows) or (found["answer"] != prompts["answer"].to_numpy()[wanted[0]]).any():
+        raise InputError(
+            f"{name} holds other questions or answers than prompts.parquet, or not each once at "
+            "every layer, so they are of different runs; run the lens again"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and run again, which makes it anew"
+        ) from error
+
+
+def _of_different_runs(paths: Sequence[Path], like: Path) -> InputError:
+    return InputError(
+        f"{', '.join(map(str, paths))}: not made from the same prompts as {like}, so they are of "
+        "different runs; delete what is older and run again, which makes it anew"
+    )
+
+
+class Residuals:
+    """Residuals of a question set in their files, which are read a layer at a time.
+
+    Indexed as a Tensor of shape (n, L + 1, d): ``[:, layer]`` reads one layer, (n, d), and a slice
+    of layers several; ``[rows]`` keeps some of the questions and reads nothing. So a set larger
+    than memory can be worked on.
+
+    Parameters
+    ----------
+    shards : sequence of Tensor, shape (questions of the shard, L + 1, d)
+        As :func:`read` maps them from their files.
+    rows : Tensor of int, shape (n,)
+        Their places in the shards one after another, in the order wanted.
+    """
+
+    def __init__(self, shards: Sequence[torch.Tensor], rows: torch.Tensor):
+        self.shards, self.rows = shards, rows
+        self.shape = (len(rows), *shards[0].shape[1:])
+
+    @classmethod
+    def load(cls, paths: Iterable[Path], run: Run) -> Residuals:
+        """Open all shards of a run; errors as of :meth:`Run.shards`."""
+        shards, rows = run.shards(paths)
+        return cls([shard["residuals"] for shard in shards], rows)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key):
+        import torch
+
+        if not isinstance(key, tuple):
+            return Residuals(self.shards, self.rows[key])
+        every, layers = key
+        if every != slice(None):
+            raise TypeError("residuals are indexed as [rows] or [:, layers]")
+        return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
+
+    def of_question(self, row: int) -> torch.Tensor:
+        """Read one question at all layers; (L + 1, d)."""
+        place = int(self.rows[row])
+        for shard in self.shards:
+            if place < len(shard):
+                return shard[place]
+            place -= len(shard)
+        raise IndexError(row)

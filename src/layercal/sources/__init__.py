@@ -1,0 +1,1 @@
+"""Where models and questions come from, and bringing them here."""

@@ -1,0 +1,1 @@
+"""Directions, what is done with them, and what it shows."""

@@ -1,0 +1,297 @@
+"""What a study says of the paper's claims, and the family of tests in which it says so.
+
+Every claim about steering rests on the primary direction, on NLL, and on one setting that is named
+before anything is steered: read at the steered layer, the first layer of the sweep, which is the
+peak of ECE; through the network, the layer chosen with the scale on other questions.
+
+The family of a study holds one branch for each model, question set and mode. Its level is split
+evenly over the branches (Bonferroni). Within a branch, that NLL falls is tested at the
+branch's level; if it is shown, the level passes on to what is claimed of that fall (serial
+gatekeeping; Dmitrienko & Tamhane 2007, doi:10.1002/sim.2864), in the shares of ``CLAIMS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from layercal.metrics.paired import MeanChange
+from layercal.metrics.resampling import equivalent
+from layercal.steering import dimensions
+from layercal.steering.verdicts import AT_CHANCE, LEVEL, SELECTED, change_in_words, p_in_words
+
+CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
+NOT_APPLICABLE = "not applicable"
+LOWERS = "it lowers NLL"
+# what the outcome of the phase's tests says of the claim that there is one
+OF_PHASE = {
+    "exists": CONFIRMED,
+    "no phase": REFUTED,
+    "undecided": UNDECIDED,
+    "at chance": NOT_APPLICABLE,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the level of a study's tests is split.
+
+    Attributes
+    ----------
+    pairs : int
+        Of a model and a question set in the study.
+    modes : int
+        Modes of reading.
+    """
+
+    pairs: int = 1
+    modes: int = 1
+
+    @property
+    def branch_level(self) -> float:
+        """Level of one branch."""
+        return LEVEL / (self.pairs * self.modes)
+
+    def level_of(self, claim: str) -> float:
+        """Level at which a claim of a branch is tested."""
+        return self.branch_level * (1 if claim == LOWERS else CLAIMS[claim].part)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of a fall of NLL.
+
+    Attributes
+    ----------
+    part : float
+        Share of the branch's level.
+    change : str
+        Which change it rests on.
+    measure : str
+        That change in words.
+    decide : function (row, level) -> (outcome, reason)
+    """
+
+    part: float
+    change: str
+    measure: str
+    decide: Callable[[dict, float], tuple[str, str]]
+
+
+def three_way(row: dict, change: str, level: float) -> tuple[str, str]:
+    """Whether a change of NLL is a fall, or none worth the name, from one interval.
+
+    Both can be said of the same interval without a further allowance.
+
+    Parameters
+    ----------
+    row : dict
+        From :func:`layercal.steering.verdicts.summarise`.
+    change : str
+        Begin of its keys: ``nll``, or that of a comparison, such as ``frozen_nll``.
+    level : float
+        The interval is one of ``1 - level``.
+
+    Returns
+    -------
+    outcome, reason : str
+        ``refuted`` if the interval leaves no fall of more than ``nll_margin``: NLL rises, or stays
+        within it; else ``confirmed`` if the interval lies below 0, or ``undecided``.
+    """
+    found = MeanChange(row[f"{change}_change"], row[f"{change}_change_error"], row["freedom"])
+    low, high = found.interval(1 - level)
+    margin = row["nll_margin"]
+    if low > 0:
+        return REFUTED, "it rises"
+    if low >= -margin:
+        told = "within" if high <= margin else "it falls by no more than"
+        return REFUTED, f"{told} {margin} nats" + " of none" * (high <= margin)
+    if high < 0:
+        return CONFIRMED, "it falls"
+    return UNDECIDED, f"a fall of more than {margin} nats is neither shown nor excluded"
+
+
+def _beyond_controls(row: dict, level: float) -> tuple[str, str]:
+    """By rank, and beyond the temperature of equal growth.
+
+    The controls are drawn at random, and so are the questions: where the controls are all alike, a
+    difference that other questions would turn round ranks first as well.
+    """
+    p, count = row["controls_nll_p"], row["controls"]
+    if p >= 0.5:
+        return REFUTED, "at least half of the controls do as well"
+    outcome, reason = three_way(row, "beyond_growth_nll", level)
+    if outcome != CONFIRMED:
+        return outcome, f"beyond the temperature of equal growth {reason}"
+    if p <= level:
+        return CONFIRMED, "few controls do as well"
+    lowest = 1 / (1 + count)
+    if lowest > level:
+        needed = int(np.ceil(1 / level)) - 1
+        return UNDECIDED, (
+            f"a rank among {count} controls cannot be below {lowest:.2g}, and {level:.2g} is asked "
+            f"for; set directions: random to {needed}"
+        )
+    return UNDECIDED, "too many controls do as well"
+
+
+def _accuracy_kept(row: dict, level: float) -> tuple[str, str]:
+    """From the interval at the claims' level, which :func:`summarise` was told."""
+    low, high, margin = (
+        row["accuracy_claim_low"],
+        row["accuracy_claim_high"],
+        row["accuracy_margin"],
+    )
+    if equivalent(low, high, margin):
+        return CONFIRMED, f"within {margin}"
+    if high < -margin or low > margin:
+        return REFUTED, f"beyond {margin}"
+    return UNDECIDED, f"not shown to stay within {margin}"
+
+
+def _of_nll(change: str) -> Callable[[dict, float], tuple[str, str]]:
+    return lambda row, level: three_way(row, change, level)
+
+
+# a rank has a floor of 1 / (1 + R), so that it gets half of the level
+CLAIMS = {
+    "it does so more than matched random directions": Claim(
+        1 / 2,
+        "beyond_growth_nll",
+        "change of NLL beyond the temperature of equal growth",
+        _beyond_controls,
+    ),
+    "it leaves accuracy within the margin": Claim(
+        1 / 6, "accuracy", "change of accuracy", _accuracy_kept
+    ),
+    "its gain is there with the norm's scale frozen": Claim(
+        1 / 6, "frozen_nll", "change of NLL with the norm's scale frozen", _of_nll("frozen_nll")
+    ),
+    "it adds to what temperature scaling gains": Claim(
+        1 / 6,
+        "beyond_temperature_nll",
+        "change of NLL with both sides temperature-scaled",
+        _of_nll("beyond_temperature_nll"),
+    ),
+}
+ACCURACY_KEPT = "it leaves accuracy within the margin"
+
+
+def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame, family: Family) -> list[dict]:
+    """What a study says of the paper's claims, with the numbers that it rests on.
+
+    Parameters
+    ----------
+    phase : dict
+        ``phase.json``.
+    rows : sequence of dict
+        From :func:`layercal.steering.verdicts.summarise`, of all groups, the primary direction
+        first.
+    by_rank : DataFrame
+        From :func:`layercal.steering.dimensions.table`.
+    family : Family
+
+    Returns
+    -------
+    list of dict
+        ``claim``, ``outcome`` (``confirmed``, ``refuted``, ``undecided`` or ``not applicable``),
+        ``evidence`` in words, the number that it rests on, ``measure``, ``value`` with ``ci_low``
+        and ``ci_high`` (95 %), ``n`` questions; of steering, ``mode`` and the ``change`` too.
+    """
+    found = [_phase_claim(phase)]
+    for row in settings(rows):
+        found += _of_branch(row, family)
+    return [*found, _dimension_claim(by_rank, phase["exists"])]
+
+
+def settings(rows: Sequence[dict]) -> list[dict]:
+    """The rows on which claims rest: one of the primary direction for each mode."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        primary = row["direction"] == rows[0]["direction"] and row["group"] == "all"
+        if primary and (row["mode"] not in found or row["layer"] == SELECTED):
+            found[row["mode"]] = row
+    return list(found.values())
+
+
+def _of_branch(row: dict, family: Family) -> list[dict]:
+    """The claims of one mode."""
+    outcome, reason = three_way(row, "nll", family.level_of(LOWERS))
+    if not any(row["alphas"]):  # what was never tried on a scored question is not shown to fail
+        outcome, reason = UNDECIDED, "no scale helps on the questions that it is chosen on"
+    if row["outcome"] == AT_CHANCE:
+        outcome, reason = NOT_APPLICABLE, AT_CHANCE
+    found = [_claimed(row, LOWERS, "nll", "change of NLL", (outcome, reason), row["verdict"])]
+    for text, claim in CLAIMS.items():
+        decided = NOT_APPLICABLE, "NLL is not shown to fall"
+        if outcome == CONFIRMED:
+            decided = claim.decide(row, family.level_of(text))
+        evidence = f"{claim.measure}: {change_in_words(row, claim.change, '+.4f')}"
+        if claim.change == "beyond_growth_nll":
+            evidence = f"{_ranks(row)}; {evidence}"
+        found.append(_claimed(row, text, claim.change, claim.measure, decided, evidence))
+    return found
+
+
+def _claimed(row: dict, text: str, change: str, measure: str, decided: tuple, said: str) -> dict:
+    outcome, reason = decided
+    at = "the layer chosen" if row["layer"] == SELECTED else f"layer {row['layer']}"
+    if outcome != NOT_APPLICABLE:
+        said = f"{said.rstrip('.')}: {outcome}, {reason}."
+    value, low, high = (row[f"{change}_change{end}"] for end in ("", "_low", "_high"))
+    return {
+        "claim": f"{row['direction']}, {row['mode']}: {text}",
+        "mode": row["mode"],
+        "change": change,
+        "outcome": outcome,
+        "evidence": said,
+        "measure": f"{measure}, steered at {at}",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": row["n"],
+    }
+
+
+def _ranks(row: dict) -> str:
+    return (
+        f"Among {row['controls']} matched controls the rank of its NLL is "
+        f"{p_in_words(row['controls_nll_p'])}, of its Brier score "
+        f"{p_in_words(row['controls_brier_p'])}, of its ECE {p_in_words(row['controls_ece_p'])}; "
+        f"they change NLL by {row['controls_nll_change']:+.3f} on average, it does by "
+        f"{row['nll_change']:+.3f}"
+    )
+
+
+def _phase_claim(phase: dict) -> dict:
+    return {
+        "claim": "a confidence correction phase exists",
+        "outcome": OF_PHASE[phase["outcome"]],
+        "evidence": phase["reason"],
+        "measure": f"fall of ECE, layer {phase['peak_layer']} to {phase['final_layer']}",
+        "value": phase["correction"],
+        "ci_low": phase["ci_low"],
+        "ci_high": phase["ci_high"],
+        "n": phase["n"],
+    }
+
+
+def _dimension_claim(table: pd.DataFrame, exists: bool) -> dict:
+    layer = int(table["layer"].min())
+    shift = dimensions.mean_shift(table, layer)
+    ends = (float(shift[f"nll_share{end}"]) for end in ("", "_low", "_high"))
+    value, low, high = (end if np.isfinite(end) else None for end in ends)  # JSON has no infinity
+    return {
+        "claim": "the correction is low-dimensional",
+        "outcome": "see the number" if exists else NOT_APPLICABLE,
+        "evidence": dimensions.in_words(table, layer),
+        "measure": f"share of the fall of NLL from layer {layer} that one shift, the same for all "
+        "questions, brings",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": int(shift["n"]),
+    }

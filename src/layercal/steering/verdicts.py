@@ -1,0 +1,393 @@
+"""What steering amounts to at each setting: changes with intervals, shares, ranks, an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from layercal.metrics import accuracy, paired, readings, resampling
+from layercal.steering import baselines
+from layercal.steering.directions import FROM
+from layercal.steering.evaluation import GROWTH_TEMPERATURE, Sweep
+from layercal.steering.interventions import FROZEN, READ_LAYER
+from layercal.steering.tally import rank_p
+
+# a layer that is chosen with the scale, on the same questions
+SELECTED = "selected"
+LEVEL = 0.05  # of p-values after Holm's correction
+AT_CHANCE = "at chance, nothing is claimed"
+BASELINES = (*baselines.BASELINES, GROWTH_TEMPERATURE)
+
+
+def kind(name: str, estimators: Sequence[str]) -> str:
+    """Whether a direction is an estimator, a transfer, a control or a baseline.
+
+    Only estimators are candidates for a claim. Each kind is a family of its own in Holm's
+    correction of the table.
+    """
+    if name in BASELINES:
+        return "baseline"
+    if FROM in name:
+        return "transfer"
+    return "estimator" if name in estimators else "control"
+
+
+def summarise(
+    parts: dict[str, tuple[Sweep, bool]],
+    estimators: Sequence[str],
+    nll_margin: float = 0.01,
+    accuracy_level: float = 0.95,
+    pairs: int = 1,
+) -> list[dict]:
+    """Verdict for each variant, mode and layer, at scales chosen without the scored questions.
+
+    Parameters
+    ----------
+    parts : dict of (Sweep, bool)
+        All questions, and each language where there are several, with whether the model's final
+        accuracy lies above chance there; if not, nothing is claimed.
+    estimators : sequence of str
+        Variants that a claim may rest on; the others are controls.
+    nll_margin : float
+        Changes of NLL within it are none, in nats.
+    accuracy_level : float
+        Of the interval of the change of accuracy that claims rest on.
+    pairs : int
+        Models by question sets of the study, which the p-values allow for.
+
+    Returns
+    -------
+    list of dict
+        NLL, Brier, ECE, MCE and accuracy before and after, changes with paired 95 % intervals; the
+        p-value of the change of NLL, which decides the outcome, and the same adjusted for all rows
+        of the kind (Holm) and all pairs (Bonferroni); the null floor and the interval of ECE
+        before; the scales chosen and whether one lies at the edge of the grid; rank and range of
+        the matched controls under the same selection rule; what is left with the norm frozen,
+        beyond temperature scaling and beyond the temperature of the primary direction's growth, and
+        as shares of the gain with 95 % intervals; the outcome and a verdict in words.
+        Through the network, one row more leaves the layer, too, to the choice; baselines
+        recalibrate the logits that are read.
+    """
+    rows = []
+    for group, (sweep, _) in parts.items():
+        for mode in sweep.modes:
+            for row in (*_steered_rows(sweep, mode, accuracy_level), *_baseline_rows(sweep, mode)):
+                named = {"group": group, "kind": kind(row["direction"], estimators)}
+                rows.append(row | named | {"nll_margin": nll_margin})
+    _adjust(rows, pairs)
+    for row in rows:
+        row["outcome"] = _outcome(row, above_chance=parts[row["group"]][1])
+        row["verdict"] = _verdict(row)
+    return rows
+
+
+def _adjust(rows: Sequence[dict], pairs: int) -> None:
+    """Adjust the p-values of the change of NLL for all rows of a kind and all pairs, in place.
+
+    A share of a gain that may not be there means nothing, and is taken out.
+    """
+    for kind_of in dict.fromkeys(row["kind"] for row in rows):
+        family = [row for row in rows if row["kind"] == kind_of]
+        for row, p in zip(family, resampling.holm([r["nll_p"] for r in family]), strict=True):
+            row["nll_p_holm"] = min(1.0, pairs * float(p))
+    for row in rows:
+        if row["nll_p_holm"] > LEVEL or row["nll_change"] >= 0:
+            row |= dict.fromkeys((name for name in row if name.startswith("share_")), None)
+
+
+def above_chance(sweep: Sweep) -> bool:
+    """Whether the unsteered final readings know more than their letters."""
+    logits = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
+    options = np.isfinite(logits).sum(-1)
+    asked = logits.argmax(-1), sweep.answer, options, sweep.cluster
+    return accuracy.above_chance(*asked, sweep.draws, sweep.seed).above
+
+
+def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
+    """Layers to choose among: each alone; all where they are read at the same layer."""
+    yield from ([place] for place in range(len(sweep.layers)))
+    if mode != "lens" and len(sweep.layers) > 1:
+        yield list(range(len(sweep.layers)))
+
+
+def _read_places(sweep: Sweep, mode: str) -> list[int]:
+    """Places of distinct layers at which a mode reads."""
+    final = len(sweep.norms) - 1
+    read_at = [READ_LAYER[mode](layer, final) for layer in sweep.layers]
+    return [place for place, layer in enumerate(read_at) if layer not in read_at[:place]]
+
+
+def _choices(sweep: Sweep, places: Sequence[int], chosen: Sequence[int]) -> dict:
+    """Layers and scales chosen, one a fold, and whether one lies at the end of the grid."""
+    alphas = [float(sweep.alphas[setting % len(sweep.alphas)]) for setting in chosen]
+    ends = {one for one in (min(sweep.alphas), max(sweep.alphas)) if one}
+    return {
+        "layers": [sweep.layers[places[setting // len(sweep.alphas)]] for setting in chosen],
+        "alphas": alphas,
+        "at_edge": bool(ends & set(alphas)),
+    }
+
+
+def _steered_rows(sweep: Sweep, mode: str, accuracy_level: float) -> Iterator[dict]:
+    """Each variant at each layer, beside the controls there."""
+    for places in _places(sweep, mode):
+        of_controls = sweep.controls.changes(mode, places)
+        logits = sweep.settings(mode, GROWTH_TEMPERATURE, places)
+        grown = sweep.scored(logits, sweep.choose(logits))
+        for name in sweep.done(mode):
+            row = _steered_row(sweep, mode, name, places, grown, accuracy_level)
+            yield row | against_controls(row, of_controls)
+
+
+def _steered_row(
+    sweep: Sweep,
+    mode: str,
+    name: str,
+    places: Sequence[int],
+    grown: np.ndarray,
+    accuracy_level: float,
+) -> dict:
+    logits = sweep.settings(mode, name, places)
+    chosen = sweep.choose(logits)
+    before, after = sweep.unsteered(mode, places[0]), sweep.scored(logits, chosen)
+    low, high = sweep.accuracy_interval(before, after, accuracy_level)
+    head = {
+        "direction": name,
+        "mode": mode,
+        "layer": sweep.layers[places[0]] if len(places) == 1 else SELECTED,
+        "read_at": READ_LAYER[mode](sweep.layers[places[0]], len(sweep.norms) - 1),
+        **_choices(sweep, places, chosen),
+    }
+    found = head | sweep.changes(before, after)
+    found |= {"accuracy_claim_low": low, "accuracy_claim_high": high}
+    start = int(np.flatnonzero(np.tile(sweep.alphas, len(places)) == 0)[0])
+    pairs = {
+        "frozen": (before, sweep.scored(sweep.settings(mode + FROZEN, name, places), chosen)),
+        "beyond_temperature": (
+            sweep.tempered(logits, [start] * len(chosen)),
+            sweep.tempered(logits, chosen),
+        ),
+    }
+    pairs["instead_of_temperature"] = pairs["beyond_temperature"][0], after
+    pairs["beyond_growth"] = grown, after
+    for label, pair in pairs.items():
+        found |= sweep.compare(label, *pair)
+    return found | _shares(sweep, (before, after), pairs)
+
+
+def _shares(sweep: Sweep, steered: tuple, pairs: dict[str, tuple]) -> dict:
+    """Which share of the gain of NLL each comparison makes, with its interval."""
+
+    def gain(pair: tuple) -> np.ndarray:
+        old, new = (paired.losses(side, sweep.answer)["nll"] for side in pair)
+        return old - new
+
+    found = {}
+    for name in SHARES:
+        ends = paired.share(gain(pairs[name]), gain(steered), sweep.cluster)
+        for label, value in zip(("", "_low", "_high"), ends, strict=True):
+            found[f"share_{name}{label}"] = float(value)
+    return found
+
+
+def against_controls(found: dict, of_controls: dict[str, np.ndarray]) -> dict:
+    """Rank and range of the matched controls at the same place, under the same rule.
+
+    Parameters
+    ----------
+    found : dict
+        Changes of a direction, as :meth:`layercal.metrics.scoring.Scoring.changes` gives them.
+    of_controls : dict of array, shape (R,)
+        From :meth:`layercal.steering.tally.Tally.changes`.
+    """
+    low, high = np.quantile(of_controls["nll"], [0.025, 0.975])
+    made = {
+        "controls": len(of_controls["nll"]),
+        "controls_nll_change": float(np.mean(of_controls["nll"])),
+        "controls_nll_change_low": float(low),
+        "controls_nll_change_high": float(high),
+        "controls_ece_change": float(np.mean(of_controls["ece"])),
+    }
+    for score in ("nll", "brier", "ece"):
+        made[f"controls_{score}_p"] = rank_p(found[f"{score}_change"], of_controls[score])
+    return made
+
+
+def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
+    """Baselines at each layer that is read; that of equal growth has the choice of layer, too."""
+    *_, everywhere = _places(sweep, mode)
+    for place in _read_places(sweep, mode):
+        layer = READ_LAYER[mode](sweep.layers[place], len(sweep.norms) - 1)
+        head = {"mode": mode, "layer": layer, "read_at": layer, "alphas": [], "at_edge": False}
+        before = sweep.unsteered(mode, place)
+        for name, baseline in baselines.BASELINES.items():
+            after = baselines.cross_apply(baseline, before, sweep.answer, sweep.fold)
+            yield {"direction": name, **head, **sweep.changes(before, after)}
+        places = [place] if mode == "lens" else everywhere
+        logits = sweep.settings(mode, GROWTH_TEMPERATURE, places)
+        chosen = sweep.choose(logits)
+        after = sweep.scored(logits, chosen)
+        head |= {"direction": GROWTH_TEMPERATURE, **_choices(sweep, places, chosen)}
+        yield head | sweep.changes(before, after)
+
+
+def _outcome(found: dict, above_chance: bool) -> str:
+    """Name of the outcome: nothing is called lowered or raised beyond Holm's level of 0.05."""
+    if not above_chance:
+        return AT_CHANCE
+    if found["alphas"] and not any(found["alphas"]):
+        return "unchanged, no scale helps"
+    if found["nll_p_holm"] > LEVEL:
+        ends = found["nll_change_low"], found["nll_change_high"]
+        return "no change" if resampling.equivalent(*ends, found["nll_margin"]) else "undecided"
+    if found["nll_change"] > 0:
+        return "raised"
+    if found["kind"] == "baseline":
+        return "lowered"
+    # controls that are all alike rank a direction by what may be chance in the questions
+    shown = found["controls_nll_p"] <= LEVEL and found["beyond_growth_nll_change_high"] < 0
+    return "lowered" if shown else "lowered, not shown beyond matched controls"
+
+
+def p_in_words(value: float) -> str:
+    """A p-value in words; far tails are an extrapolation."""
+    return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
+
+
+def change_in_words(found: dict, name: str, form: str = "+.3f") -> str:
+    """A change with its 95 % interval."""
+    value, low, high = (found[f"{name}_change{end}"] for end in ("", "_low", "_high"))
+    return f"{value:{form}} (95 % CI {low:{form}} to {high:{form}})"
+
+
+def _where(found: dict) -> str:
+    layer = f"layer {found['layer']}"
+    if found["layer"] == SELECTED:
+        names = ", ".join(map(str, sorted(set(found["layers"]))))
+        layer = f"the layer chosen with the scale ({names})"
+    return f"{found['direction']} at {layer}, {found['mode']} (read at layer {found['read_at']})"
+
+
+def _verdict(found: dict) -> str:
+    where = _where(found)
+    if found["outcome"] == AT_CHANCE:
+        return f"{where}: the model's accuracy is not above chance; nothing is claimed."
+    parts = [
+        f"{where}: NLL {found['outcome']}, {change_in_words(found, 'nll')}, "
+        f"{p_in_words(found['nll_p_holm'])} after Holm",
+        f"Brier {change_in_words(found, 'brier')}",
+        f"ECE {found['ece_before']:.3f} to {found['ece_after']:.3f}",
+    ]
+    if found["ece_before"] <= found["ece_null_high"]:
+        parts.append(
+            f"before, ECE was within its null floor ({found['ece_null_high']:.3f}): "
+            f"{headroom(found)}"
+        )
+    if "controls" in found:
+        parts.append(
+            f"{found['controls']} matched controls change NLL by "
+            f"{found['controls_nll_change']:+.3f} on average, "
+            f"{found['controls_nll_change_low']:+.3f} to "
+            f"{found['controls_nll_change_high']:+.3f} in 95 %, "
+            f"rank {p_in_words(found['controls_nll_p'])}"
+        )
+    parts += [text for name in SHARES if (text := _share_in_words(found, name))]
+    kept = "kept" if found["accuracy_kept"] else "not shown to stay"
+    parts.append(
+        f"accuracy changes by {change_in_words(found, 'accuracy')}, {kept} within "
+        f"{found['accuracy_margin']}"
+    )
+    if found["at_edge"]:
+        parts.append("a chosen scale lies at the edge of the grid, so that the best may lie beyond")
+    return "; ".join(parts) + "."
+
+
+def headroom(found: dict) -> str:
+    """What there was to gain: the interval of ECE before."""
+    return (
+        f"there is between {found['ece_before_low']:.3f} and {found['ece_before_high']:.3f} of it "
+        f"to gain at n = {found['n']}"
+    )
+
+
+SHARES = {
+    "frozen": "with the norm's scale frozen",
+    "beyond_temperature": "beyond temperature scaling",
+    "beyond_growth": "beyond the temperature of equal growth",
+}
+
+
+def _share_in_words(found: dict, name: str) -> str | None:
+    value = found.get(f"share_{name}")
+    if value is None:
+        return None
+    low, high = found[f"share_{name}_low"], found[f"share_{name}_high"]
+    return f"{value:.0%} ({low:.0%} to {high:.0%}) of the gain is left {SHARES[name]}"
+
+
+def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str]) -> list[dict]:
+    """Score what was fitted on one group of the questions on each of the groups.
+
+    Direction and scale both come from the source: the scale is chosen on its questions outside the
+    fold that is scored, so that neither saw a question that it is scored on. So do the scales of
+    the controls, beyond which alone a direction carries something over.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    groups : dict of array of bool, shape (n,)
+    sources : dict of str
+        Variant -> the group that it was fitted on.
+
+    Returns
+    -------
+    list of dict
+        ``fitted_on``, ``scored_on``, ``mode``, ``layer``, ``n``, scores before and after, changes
+        with paired 95 % intervals, rank among the matched controls. No row is part of a family of
+        tests: they describe.
+    """
+    parts = {target: sweep.take(inside) for target, inside in groups.items()}
+    rows = []
+    for mode in sweep.modes:
+        for place, layer in enumerate(sweep.layers):
+            before = sweep.unsteered(mode, place)
+            for name, source in sources.items():
+                logits = sweep.settings(mode, name, [place])
+                after = sweep.scored(logits, sweep.choose(logits, among=groups[source]))
+                for target, inside in groups.items():
+                    head = {"fitted_on": source, "scored_on": target, "mode": mode, "layer": layer}
+                    found = parts[target].changes(before[inside], after[inside])
+                    learnt = parts[source].controls
+                    of_controls = parts[target].controls.changes(mode, [place], learnt)
+                    rows.append(head | found | against_controls(found, of_controls))
+    return rows
+
+
+def reliability(sweep: Sweep, name: str, n_bins: int) -> list[dict]:
+    """Bins of a reliability diagram, unsteered and steered by a direction.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    name : str
+        Of the direction; it is added at the first layer of the sweep, the peak, where it is read
+        at the steered layer, else at the layer chosen with the scale.
+    n_bins : int
+
+    Returns
+    -------
+    list of dict
+        ``mode``, ``steered`` and the columns of :func:`layercal.metrics.readings.reliability`;
+        scales as
+        in :func:`summarise`.
+    """
+    rows = []
+    for mode in sweep.modes:
+        *_, places = [[0]] if mode == "lens" else _places(sweep, mode)
+        logits = sweep.settings(mode, name, places)
+        after = sweep.scored(logits, sweep.choose(logits))
+        for steered, read in ((False, sweep.unsteered(mode, places[0])), (True, after)):
+            table = readings.reliability(*sweep.read(read), n_bins)
+            rows += table.assign(mode=mode, steered=steered).to_dict("records")
+    return rows

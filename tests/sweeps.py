@@ -1,0 +1,81 @@
+"""Sweeps of logits whose right verdict is known."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from layercal.steering import evaluation, tally, verdicts
+
+ALPHAS = [-1.0, 0.0, 0.5, 1.0]
+STILL = [1.0, 1.0, 1.0, 1.0]  # a norm that does not grow
+
+
+def tallied(logits, answer, fold, part=0, alphas=ALPHAS):
+    """Sums over controls whose logits are (n, R, layers, alphas, n_options)."""
+    cell = pd.factorize(fold * 10 + part)[0]
+    scored = tally.score_rows(np.moveaxis(logits, 0, -2), answer, 10)  # R, layers, alphas, n, ...
+    sums = np.stack([scored[..., cell == one, :].sum(-2) for one in range(cell.max() + 1)])
+    sums = np.moveaxis(sums, 1, 2)
+    made = {"cell": cell, "fold": fold, "alphas": alphas, "accuracy_margin": 0.02}
+    return tally.Tally(sums={"through-network": sums, "lens": sums}, **made)
+
+
+def sweep(
+    rng,
+    factors,
+    n=600,
+    n_controls=4,
+    sharpness=3.0,
+    control_factors=None,
+    frozen=None,
+    growth=None,
+    part=0,
+):
+    """Readings of a model whose logits are ``sharpness`` times too large.
+
+    At each scale the fitted direction multiplies them by a factor, a control by another, the same
+    for every question: what is right is known. ``frozen``: the factors with the norm frozen.
+    ``growth``: of the norm, by default as if all of the factors were its doing. ``part``: of the
+    questions, by which sums of the controls are kept apart.
+    """
+    folds = 3
+    calibrated = rng.normal(size=(n, 4)) * 1.2
+    p = softmax(calibrated, -1)
+    answer = (rng.random((n, 1)) > p.cumsum(-1)).sum(-1).clip(0, 3)
+    logits = sharpness * calibrated
+    factors = np.array(factors)
+    control_factors = np.ones((n_controls, 1)) if control_factors is None else control_factors
+    control_factors = np.broadcast_to(control_factors, (n_controls, len(ALPHAS)))
+
+    def scaled(by_direction):
+        return logits[:, None, None, None] * np.array(by_direction)[None, :, None, :, None]
+
+    fold = np.arange(n) % folds
+    frozen = factors if frozen is None else np.array(frozen)
+    growth = 1 / np.abs(factors) if growth is None else growth
+    return evaluation.Sweep(
+        logits={
+            "through-network": scaled([factors] * folds + [control_factors[0]]),
+            "through-network-frozen": scaled([frozen] * folds),
+        },
+        growth={"through-network": np.broadcast_to(growth, (n, folds, 1, 4))},
+        controls=tallied(scaled(control_factors), answer, fold, part),
+        answer=answer,
+        fold=fold,
+        cluster=np.arange(n),
+        norms=np.array([1.0, 2.0, 3.0]),
+        variants=["update-mean"],
+        layers=[2],
+        alphas=ALPHAS,
+        accuracy_margin=0.02,
+        n_folds=folds,
+        n_bins=10,
+        draws=300,
+        seed=0,
+    )
+
+
+def steered(made, above_chance=True, **rules):
+    """Verdicts on what is no baseline."""
+    rows = verdicts.summarise({"all": (made, above_chance)}, ["update-mean"], **rules)
+    return [row for row in rows if row["kind"] != "baseline"]
