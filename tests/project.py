@@ -13,18 +13,9 @@ from conftest import word_tokenizer
 from families import tiny
 
 ROOT = Path(__file__).parents[1]
-NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs"]
-NOT_COPIED += [
-    "rendered",
-    "bundles",
-    "metrics",
-    "plots",
-    "dvc.lock",
-    "build",
-    "__pycache__",
-    "*.egg-info",
-]
-NOT_COPIED += [".*_cache"]
+NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs", "build"]
+NOT_COPIED += ["metrics", "plots", "dvc.lock", "reports/rendered", "reports/bundles"]
+ANYWHERE = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
 
 
 MARKUP = "<script>alert(1)</script>"
@@ -32,7 +23,12 @@ MARKUP = "<script>alert(1)</script>"
 
 def copy_to(folder: Path) -> Path:
     """Copy the project without what it made."""
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    made = {ROOT / name for name in NOT_COPIED}
+
+    def ignored(parent, names):
+        return ANYWHERE(parent, names) | {name for name in names if Path(parent, name) in made}
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
     return folder
 
 
