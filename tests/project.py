@@ -13,8 +13,8 @@ from conftest import word_tokenizer
 from families import tiny
 
 ROOT = Path(__file__).parents[1]
-NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs", "build"]
-NOT_COPIED += ["metrics", "plots", "dvc.lock", "reports/rendered", "reports/bundles"]
+NOT_COPIED = [".git", ".venv", ".snakemake", "cache", "tmp", "resources", "results", "logs"]
+NOT_COPIED += ["build", "metrics", "plots", "dvc.lock", "reports/rendered", "reports/bundles"]
 ANYWHERE = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
 
 
