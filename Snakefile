@@ -10,6 +10,7 @@ from snakemake.logging import logger
 from snakemake.utils import min_version
 
 from layercal import InputError, study
+from layercal.code import code_of
 from layercal.command import UntilInterrupted
 from layercal.config import as_meant, check, check_names, check_registry
 from layercal.sources import local

@@ -1,6 +1,5 @@
-"""The config is checked before anything runs; the rules name all the code they depend on."""
+"""The config is checked before anything runs; the rules name the code they run."""
 
-import ast
 import copy
 import datetime
 import os
@@ -14,6 +13,7 @@ from conftest import ROOT
 
 from layercal import InputError
 from layercal import config as config_module
+from layercal.code import code_of
 from layercal.config import check, check_names, check_registry, key_tables
 from layercal.report import plates
 from layercal.sources import question_sources
@@ -317,65 +317,41 @@ def test_key_tables_are_those_of_the_schemas():
         assert f"| `{key}` |" in key_tables(ROOT)
 
 
-def imports(module):
-    """Modules of the package that a module imports itself, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("layercal"):
-            inner = node.module.removeprefix("layercal").lstrip(".").replace(".", "/")
-            found |= {f"{inner}/{alias.name}".lstrip("/") for alias in node.names} | {inner}
-    found = {"model/__init__" if name == "model" else name for name in found}
-    return {name for name in found if name and (SOURCE / f"{name}.py").exists()}
-
-
-def needed(module):
-    """A module and, transitively, all it imports."""
-    found, ahead = set(), {module}
-    while ahead:
-        name = ahead.pop()
-        found.add(name)
-        ahead |= imports(name) - found
-    return found
-
-
 def rules():
-    """(file, rule, stage module, modules listed as code) of every rule that runs a stage."""
+    """(file, rule, stage) of every rule that runs a stage."""
     for path in RULES:
         for block in re.split(r"\n(?=rule )", path.read_text())[1:]:
             stage = re.search(r"-m layercal\.stages\.(\w+)", block)
             if stage:
-                listed = re.search(r"code=expand\([^[]*\[([^]]*)\]", block)[1]
-                yield path, block.split(":")[0], stage[1], set(re.findall(r'"([^"]+)"', listed))
+                yield path, block, stage[1]
 
 
 FOUND = list(rules())
 
 
-@pytest.mark.parametrize(("path", "rule", "stage", "listed"), FOUND, ids=[row[1] for row in FOUND])
-def test_rules_list_all_code_they_run(path, rule, stage, listed):
+@pytest.mark.parametrize(("path", "block", "stage"), FOUND, ids=[row[2] for row in FOUND])
+def test_rules_depend_on_the_code_they_run(path, block, stage):
     """Snakemake sees no imports: a module missing here would leave stale results."""
-    expected = needed(f"stages/{stage}")
-    block = path.read_text().split(f"{rule}:")[1].split("\nrule ")[0]
-    if "--device" in block:  # the model is loaded by what these stages share
-        expected |= needed("model/__init__")
-    if "reports/notebooks" in block:
-        expected |= needed("report/plates") | needed("report/pages") | needed("steering/dimensions")
-    assert listed == expected
+    listed = re.search(r"code=code_of\((.*)\)", block)[1]
+    assert listed.startswith(f'"{stage}"')
+    assert ("report.ipynb" in listed) == ("report.ipynb" in block.replace(listed, ""))
 
 
 def test_every_stage_has_a_rule():
     stages = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
-    assert stages == {stage for _, _, stage, _ in FOUND}
+    assert stages == {stage for _, _, stage in FOUND}
 
 
 @pytest.mark.parametrize("path", RULES, ids=[path.stem for path in RULES])
-def test_dvc_mirrors_the_rules(path):
+def test_dvc_mirrors_the_rules(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     stage = read("dvc.yaml")["stages"][path.stem]
-    code = {f"src/layercal/{name}.py" for row in FOUND if row[0] == path for name in row[3]}
-    assert {dep for dep in stage["deps"] if dep.startswith("src/")} == code
+    text = path.read_text()
+    notebooks = re.findall(r'notebook="(reports/.*?\.ipynb)"', text)
+    code = code_of(*(row[2] for row in FOUND if row[0] == path), beside=notebooks)
+    assert {dep for dep in stage["deps"] if dep.startswith("src/")} == set(code)
     assert f"workflow/rules/{path.name}" in stage["deps"]
     assert stage["cmd"] == f"snakemake {path.stem}"
-    text = path.read_text()
     functions = re.findall(r"def (\w+).*?(?=\ndef |\Z)", COMMON.read_text(), re.S)
     if any(name in text for name in functions):
         assert "workflow/rules/common.smk" in stage["deps"]

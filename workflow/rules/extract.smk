@@ -19,22 +19,7 @@ rule tokenize_prompts:
         manifest="resources/models/{model}/manifest.json",
         questions="resources/questions/{questions}.parquet",
         template=template,
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "prompts/control_tokens",
-                "prompts/rotation",
-                "prompts/templates",
-                "prompts/tokenizing",
-                "sources/questions",
-                "stages/prompts",
-            ],
-        ),
+        code=code_of("prompts"),
     output:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
     log:
@@ -74,21 +59,7 @@ rule extract_residuals:
     input:
         manifest="resources/models/{model}/manifest.json",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/extract",
-                "model/lens_model",
-                "model/loading",
-                "model/recording",
-                "prompts/tokenizing",
-                "results",
-                "stages/extract",
-            ],
-        ),
+        code=code_of("extract"),
     output:
         residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
     log:

@@ -13,20 +13,7 @@ rule fetch:
 rule fetch_questions:
     input:
         own=lambda wildcards: local.question_inputs(QUESTIONS[wildcards.questions]),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "prompts/rotation",
-                "sources/hub",
-                "sources/question_files",
-                "sources/question_sources",
-                "sources/questions",
-                "sources/registry",
-                "sources/wheels",
-                "stages/fetch_questions",
-            ],
-        ),
+        code=code_of("fetch_questions"),
     output:
         table="resources/questions/{questions}.parquet",
         rejected="resources/questions/{questions}.rejected.csv",
@@ -54,26 +41,7 @@ rule fetch_questions:
 rule fetch_model:
     input:
         own=lambda wildcards: local.model_inputs(wildcards.model, MODELS[wildcards.model]),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "model/proof",
-                "prompts/tokenizing",
-                "sources/gguf_config",
-                "sources/gguf_files",
-                "sources/gguf_tokenizer",
-                "sources/hub",
-                "sources/registry",
-                "sources/weights",
-                "sources/wheels",
-                "stages/fetch_model",
-            ],
-        ),
+        code=code_of("fetch_model"),
     output:
         manifest="resources/models/{model}/manifest.json",
     log:

@@ -22,21 +22,7 @@ rule read_lens:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/lens",
-                "model/lens_model",
-                "model/loading",
-                "prompts/tokenizing",
-                "results",
-                "sources/questions",
-                "stages/lens",
-            ],
-        ),
+        code=code_of("lens"),
     output:
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
@@ -71,21 +57,7 @@ rule measure_calibration:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/accuracy",
-                "metrics/calibration",
-                "metrics/differences",
-                "metrics/phase",
-                "metrics/readings",
-                "metrics/resampling",
-                "results",
-                "sources/questions",
-                "stages/metrics",
-            ],
-        ),
+        code=code_of("metrics"),
     output:
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",

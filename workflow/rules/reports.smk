@@ -62,23 +62,7 @@ rule draw_figures:
         neurons="<results>/directions/{model}/{questions}/neurons.parquet",
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "metrics/readings",
-                "metrics/resampling",
-                "report/figures",
-                "report/plates",
-                "results",
-                "sources/questions",
-                "steering/dimensions",
-                "steering/tally",
-                "stages/figure",
-            ],
-        ),
+        code=code_of("figure"),
     output:
         png=report(
             "<reports>/{model}/{questions}.png",
@@ -126,24 +110,7 @@ rule render_report:
         neurons="<results>/directions/{model}/{questions}/neurons.parquet",
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "metrics/readings",
-                "metrics/resampling",
-                "report/figures",
-                "report/pages",
-                "report/plates",
-                "results",
-                "sources/questions",
-                "steering/dimensions",
-                "steering/tally",
-                "stages/report",
-            ],
-        ),
+        code=code_of("report", beside=["reports/notebooks/report.ipynb"]),
     output:
         notebook="<reports>/{model}/{questions}.ipynb",
         html="<reports>/{model}/{questions}.html",
@@ -186,10 +153,7 @@ rule render_atlas:
             model=OWN["models"],
             questions=OWN["questions"],
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=["files", "report/figures", "report/pages", "results", "stages/atlas"],
-        ),
+        code=code_of("atlas"),
     output:
         html="<reports>/atlas.html",
         pdf="<reports>/atlas.pdf",
@@ -223,10 +187,7 @@ rule draw_workflow:
                 phase=["fetch", "extract", "lens", "directions", "steering", "reports"],
             ),
         ],
-        code=expand(
-            "src/layercal/{module}.py",
-            module=["report/figures", "stages/rulegraph"],
-        ),
+        code=code_of("rulegraph"),
     output:
         png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),
         pdf="<reports>/workflow.pdf",
@@ -266,10 +227,7 @@ rule render_index:
         ),
         atlas="<reports>/atlas.html",
         workflow="<reports>/workflow.png",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=["files", "report/pages", "stages/index"],
-        ),
+        code=code_of("index"),
     output:
         html="<reports>/index.html",
     log:
@@ -332,25 +290,7 @@ rule render_explorer:
             questions=OWN["questions"],
             shard=SHARDS,
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "metrics/readings",
-                "metrics/resampling",
-                "report/charts",
-                "report/explorer",
-                "report/figures",
-                "report/plates",
-                "results",
-                "sources/questions",
-                "steering/dimensions",
-                "steering/tally",
-                "stages/explore",
-            ],
-        ),
+        code=code_of("explore"),
     output:
         html="<reports>/explore.html",
     log:

@@ -58,37 +58,11 @@ def add_model_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--threads", type=int, default=None, help="CPU threads; all if left out")
 
 
-def restore(manifest: Path) -> None:
-    """See that a model's files are those of its manifest, fetching again what is not."""
-    from layercal.sources import weights
-
-    weights.restore(manifest.parent)
-
-
-def trusted(manifest: Path) -> bool:
-    """Whether Python code that comes with a model may run."""
-    return json.loads(manifest.read_text()).get("trust_remote_code", False)
-
-
 def load_model(args: argparse.Namespace):
     """Load the model that the options of :func:`add_model_options` name."""
-    import torch
+    from layercal.model.fetched import load_fetched
 
-    from layercal import model
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    restore(args.manifest)
-    loaded = model.load(
-        args.manifest.parent, args.dtype, args.device, args.quantize, trusted(args.manifest)
-    )
-    log.info(
-        "%s: %d layers, %s on %s",
-        args.manifest.parent.name,
-        loaded.n_layers,
-        loaded.dtype,
-        loaded.device,
-    )
+    loaded = load_fetched(args.manifest, args.dtype, args.device, args.quantize, args.threads)
     args.loaded = {"dtype": str(loaded.dtype), "device": str(loaded.device)}
     return loaded
 
