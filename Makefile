@@ -20,7 +20,7 @@ study: $(READY)
 hydrate: $(READY)
 	@[ -n "$$(dvc config core.remote 2> /dev/null)" ] || { echo "hydrate: no remote is configured to pull results from. Name the one that holds them: dvc remote add --default store URL (docs/reliability.md, Remotes), or make them here: make study"; exit 1; }
 	@dvc pull || { echo "hydrate: the results could not be pulled; see above. Nothing was marked as finished."; exit 1; }
-	@python -m layercal.sources.local # a clone need not have the folders that its models came from
+	@python -m layercal.dvc # a clone need not have the folders that its models came from
 	@dvc status --quiet || { dvc status; echo "hydrate: the files above are not what dvc.lock says, so nothing was marked as finished. Undo their change (git restore, dvc checkout), or run what they change: make study"; exit 1; }
 	snakemake --touch --forceall --quiet all
 
@@ -33,7 +33,7 @@ test: $(READY)
 lint: $(READY)
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 	snakemake --lint
 
 bench: $(READY) # of a finished study; steering-vectors asks for an older transformers, yet runs on this

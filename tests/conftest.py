@@ -104,7 +104,7 @@ def finished(tmp_path_factory):
     cache = {"LAYERCAL_CACHE": str(folder.parent / "cache")}
     done = snakemake(folder, **cache)
     assert done.returncode == 0, done.said
-    for command in ("git init --quiet", "python -m layercal.sources.local", "dvc repro --quiet"):
+    for command in ("git init --quiet", "python -m layercal.dvc", "dvc repro --quiet"):
         done = call(folder, *command.split(), **cache)
         assert done.returncode == 0, done.said
     commit(folder)

@@ -1,4 +1,4 @@
-"""The source files that a stage depends on, computed from imports.
+"""What a stage asks for and which source files it depends on, read without importing it.
 
 Snakemake and DVC see a command, not what it imports: rules and ``dvc.yaml`` list these files.
 """
@@ -10,14 +10,59 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
 # no result depends on how a stage is run, or on how files are fetched again by their hashes
-APART = {SOURCE / "stages/__init__.py", SOURCE / "sources/manifests.py"}
+APART = {SOURCE / name for name in ("stages/__init__.py", "sources/manifests.py", "provenance.py")}
 # wherever in a file; to parse the whole of all files would slow every plan down
 IMPORTS = re.compile(r"^[ \t]*((?:from|import) layercal\b[^(\n]*(?:\([^)]*\))?)", re.M)
+
+
+def stages() -> list[str]:
+    """Return the names of all stages."""
+    return sorted(path.stem for path in (SOURCE / "stages").glob("[a-z]*.py"))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a stage asks for under one name.
+
+    ``kind`` is the type of each value: ``Path`` for a file that it reads, ``Output`` for one that
+    it writes, or else ``str``, ``int``, ``float`` or ``dict``.
+    """
+
+    name: str
+    annotation: str
+    required: bool
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a list."""
+        return self.annotation.startswith("list[")
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be None."""
+        return self.annotation.endswith(" | None")
+
+    @property
+    def kind(self) -> str:
+        """Type of each value."""
+        return self.annotation.removeprefix("list[").rstrip("]").removesuffix(" | None")
+
+
+def parameters(stage: str) -> list[Parameter]:
+    """Return what a stage's signature asks for, in its order."""
+    text = _text(SOURCE / f"stages/{stage}.py")
+    start = re.search(rf"^def {stage}\(.*?\) -> None:", text, re.M | re.S)
+    (function,) = ast.parse(f"{start[0]} ...").body
+    return [
+        Parameter(each.arg, ast.unparse(each.annotation), default is None)
+        for each, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    ]
 
 
 def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:

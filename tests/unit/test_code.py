@@ -72,7 +72,7 @@ def test_a_notebook_depends_on_what_its_code_imports(package, tmp_path):
 
 def test_what_no_result_depends_on_is_apart():
     """A change of how weights are downloaded must not extract anything again."""
-    extract = code.code_of("extract")
+    extract = code.code_of("extract_residuals")
     weights = str(SOURCE / "sources/weights.py")
     assert not [path for path in extract if weights.endswith(path)]
     assert [path for path in code.code_of("fetch_model") if weights.endswith(path)]

@@ -152,9 +152,9 @@ def test_killed_in_a_download(hub, hub_study, tmp_path):
 def test_killed_in_a_conversion(tmp_path, cache):
     folder, tokenizer = copy_to(tmp_path / "study"), word_tokenizer()
     write_gguf(folder / "tiny.gguf", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
-    (folder / "models.yaml").write_text("tiny: {gguf: tiny.gguf, licence: none}\n")
-    command = [sys.executable, "-m", "layercal.stages.fetch_model", "--model", "tiny"]
-    command += ["--registry", "models.yaml", "--manifest", "resources/models/tiny/manifest.json"]
+    command = [sys.executable, "-m", "layercal.stages", "fetch_model", "--model", "tiny"]
+    command += ["--entry", str({"gguf": "tiny.gguf", "licence": "none"})]
+    command += ["--manifest", "resources/models/tiny/manifest.json"]
     (folder / "src/sitecustomize.py").write_text(DEADLY_OPENING)
     deadly = environment(folder, DIE_AT="partial/model/tokenizer_config.json")
     run = subprocess.Popen(command, cwd=folder, env=deadly, start_new_session=True)

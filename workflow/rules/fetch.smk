@@ -23,8 +23,6 @@ rule fetch_questions:
         "logs/benchmarks/fetch/questions/{questions}.tsv"
     # before the models, which take all cores: bad questions show before any long work
     priority: 10
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=growing(2000),
@@ -34,8 +32,7 @@ rule fetch_questions:
     message:
         "Fetching questions {wildcards.questions}"
     shell:
-        "python -m layercal.stages.fetch_questions --questions {wildcards.questions}"
-        " --out {output.table} --rejected {output.rejected} --log {log}"
+        stage("fetch_questions")
 
 
 rule fetch_model:
@@ -48,8 +45,6 @@ rule fetch_model:
         "logs/fetch/models/{model}.log",
     benchmark:
         "logs/benchmarks/fetch/models/{model}.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=growing(7000),
@@ -59,5 +54,4 @@ rule fetch_model:
     message:
         "Fetching model {wildcards.model}: download, check, convert, prove"
     shell:
-        "python -m layercal.stages.fetch_model --model {wildcards.model}"
-        " --manifest {output.manifest} --log {log}"
+        stage("fetch_model")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from layercal import provenance
 from layercal.model.lens_model import LensModel, load
 from layercal.sources import manifests
 
@@ -14,7 +15,11 @@ log = logging.getLogger("layercal")
 
 
 def load_fetched(
-    manifest: Path, dtype: str, device: str, quantize: str, threads: int | None
+    manifest: Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str = "none",
+    threads: int | None = None,
 ) -> LensModel:
     """Load the model of a manifest, its files fetched again where they are not those it lists.
 
@@ -32,4 +37,5 @@ def load_fetched(
     model = load(manifest.parent, dtype, device, quantize, manifests.trusted(manifest))
     name = manifest.parent.name
     log.info("%s: %d layers, %s on %s", name, model.n_layers, model.dtype, model.device)
+    provenance.note(dtype=str(model.dtype), device=str(model.device))
     return model

@@ -79,20 +79,6 @@ def expand_home(path):
     return os.path.expanduser(path) if isinstance(path, str) else path
 
 
-def entry_of(registry: Path, name: str) -> dict:
-    """Return one entry of ``config/models.yaml`` or ``config/questions.yaml``.
-
-    Raises
-    ------
-    InputError
-        If there is none of that name.
-    """
-    entries = read(registry)
-    if name not in entries:
-        raise InputError(f"{registry}: no entry {name!r} (known: {', '.join(sorted(entries))})")
-    return entries[name]
-
-
 log = logging.getLogger("layercal")
 Found = TypeVar("Found")
 CHUNK = 1 << 22
