@@ -306,7 +306,8 @@ def test_a_model_that_yields_nan(study):
 OUT_OF_MEMORY = """
 import logging, resource, torch
 from families import tiny
-from layercal import extract, model
+from layercal import model
+from layercal.model import extract
 
 def allow(more):
     pages = int(open("/proc/self/statm").read().split()[0])
