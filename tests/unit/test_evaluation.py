@@ -1,10 +1,12 @@
 """Choice of scales, dose-response and verdicts, on logits whose right verdict is known."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from scipy.special import softmax
 
-from layercal import calibration, evaluation, scoring, verdicts
+from layercal import baselines, calibration, evaluation, scoring, verdicts
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
 
@@ -46,9 +48,15 @@ def sweep(rng, factors, n=600, n_random=4, sharpness=3.0, random_factors=None, f
 
 
 def steered(made, above_chance=True):
-    """Verdicts on what is no baseline."""
-    rows = verdicts.summarise(made, ["update-mean"], above_chance)
-    return [row for row in rows if row["kind"] != "baseline"]
+    """Verdicts on what is no baseline: baselines take two thirds of the time, and change none."""
+    with mock.patch.object(baselines, "BASELINES", ()):
+        return verdicts.summarise(made, ["update-mean"], above_chance)
+
+
+def test_baselines_change_no_other_verdict(rng):
+    made = sweep(rng, [1.5, 1, 0.7, 1 / 3])
+    rows = verdicts.summarise(made, ["update-mean"], True)
+    assert steered(made) == [row for row in rows if row["kind"] != "baseline"] != rows
 
 
 def test_selection_never_worse_on_its_own_split_and_abstains(rng):
