@@ -24,6 +24,11 @@ hypothesis.settings.register_profile("layercal", deadline=None)  # a busy machin
 hypothesis.settings.load_profile("layercal")
 
 
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # long ones first: no process then ends long before others
+        items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
 def pytest_collection_finish():
     gc.freeze()  # statsmodels collects garbage at each call: not among all that is imported
 
