@@ -11,9 +11,10 @@ from snakemake.utils import min_version
 
 from layercal import InputError, study
 from layercal.command import UntilInterrupted
-from layercal.config import as_meant, check, check_names, check_registry
+from layercal.checks import as_meant, check, check_names, check_registry
+from layercal.config import Model, QuestionSet
 from layercal.sources import local
-from layercal.sources.registry import read, read_yaml
+from layercal.sources.registry import read
 
 min_version("9.14")
 # else Python visits all objects of a large plan over and over while it is made: a third of the time
@@ -24,24 +25,21 @@ logger.addFilter(UntilInterrupted())
 configfile: "config/config.yaml"
 
 
-SCHEMA = read_yaml(Path("workflow/schemas/config.schema.yaml"))
-MODELS_SCHEMA = read_yaml(Path("workflow/schemas/models.schema.yaml"))
-QUESTIONS_SCHEMA = read_yaml(Path("workflow/schemas/questions.schema.yaml"))
 # of the study: its config files, and what the command line says beside them
 FILES, GIVEN = workflow.overwrite_configfiles, workflow.config_settings.config
 try:
     MODELS = read(Path("config/models.yaml"))
     QUESTIONS = read(Path("config/questions.yaml"))
-    check_registry("config/models.yaml", MODELS, MODELS_SCHEMA)
-    check_registry("config/questions.yaml", QUESTIONS, QUESTIONS_SCHEMA)
+    check_registry("config/models.yaml", MODELS, Model)
+    check_registry("config/questions.yaml", QUESTIONS, QuestionSet)
     OWN = study.own_config(FILES)
     config["study"] = GIVEN.get("study", OWN["study"])
     if config["study"] != OWN["study"]:
         OWN = config
     check_names(models=MODELS, questions=QUESTIONS, study=[config["study"]])
-    config.update(as_meant(config, SCHEMA))
-    check(config, SCHEMA, MODELS, QUESTIONS)
-    check(OWN, SCHEMA, MODELS, QUESTIONS)
+    config.update(as_meant(study.with_defaults(config)))
+    check(config, MODELS, QUESTIONS)
+    check(OWN, MODELS, QUESTIONS)
     study.check(config, FILES, GIVEN)
     local.check(config, MODELS, QUESTIONS)
     if "DVC_STAGE" in os.environ:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from layercal import InputError
-from layercal.config import check as check_config
+from layercal import InputError, study
+from layercal.checks import check as check_config
 from layercal.files import TOKENIZER_FILES, write_atomically
 from layercal.sources import registry
 from layercal.sources.registry import alternatives
@@ -226,9 +226,8 @@ def with_dependencies(text: str, stages: dict[str, Iterable[str]]) -> str:
 def main() -> None:
     """Write into dvc.yaml what config/config.yaml names and what is there."""
     dvc, models, questions = Path("dvc.yaml"), *map(registry.read, REGISTRIES)
-    config = registry.read_yaml(Path("config/config.yaml"))
-    config_schema = registry.read_yaml(Path("workflow/schemas/config.schema.yaml"))
-    check_config(config, config_schema, models, questions)
+    config = study.own_config([])
+    check_config(config, models, questions)
     text = dvc.read_text()
     changed = with_dependencies(text, dependencies(config, models, questions))
     if changed != text:
