@@ -434,6 +434,19 @@ def test_dvc_mirrors_the_rules(path):
     assert used <= listed
 
 
+def test_dvc_hashes_the_registries_that_a_stage_reads():
+    """As files: params would copy every entry into dvc.lock, and could not name one with a dot."""
+    stages = read("dvc.yaml")["stages"]
+    registries = {"config/models.yaml", "config/questions.yaml"}
+    reading = {name: registries & {*stage["deps"]} for name, stage in stages.items()}
+    assert {name: paths for name, paths in reading.items() if paths} == {
+        "fetch": registries,
+        "extract": {"config/questions.yaml"},  # how a set is asked
+    }
+    for stage in stages.values():
+        assert {path for each in stage["params"] for path in each} == {"config/config.yaml"}
+
+
 def test_rules_list_every_figure():
     listed = re.search(r"FIGURES = \[([^]]*)\]", (ROOT / "workflow/rules/reports.smk").read_text())[
         1
