@@ -19,7 +19,7 @@ from layercal.sources.registry import alternatives, expand_home
 LONGEST_NAME = 100
 # what stands beside folders of these names has one of them
 SUFFIXES = (".html", ".ipynb", ".png", ".pdf", ".csv", ".json", ".parquet", ".yaml", ".log", ".tsv")
-# pydantic's name of an error -> what was expected; text may stand for the first three
+# pydantic's name of an error -> what was expected, or what is wrong with a value
 TYPES = {
     "int_type": "integer",
     "float_type": "number",
@@ -30,7 +30,6 @@ TYPES = {
     "dict_type": "object",
     "model_type": "object",
 }
-SPELT = ("int_type", "float_type", "bool_type")
 BOUNDS = {
     "greater_than_equal": "is less than the minimum of {ge:g}",
     "greater_than": "is less than or equal to the minimum of {gt:g}",
@@ -38,6 +37,8 @@ BOUNDS = {
     "string_pattern_mismatch": "does not match {pattern!r}",
     "twice": "has non-unique elements",
 }
+# where text may spell what was expected
+SPELT = ("int_type", "float_type", "bool_type")
 
 
 def as_meant(config: dict) -> dict:
@@ -240,28 +241,28 @@ def _errors(value, kind: type[BaseModel]) -> list[dict]:
 
 
 def _explain(error: dict, schema: dict) -> str:
-    name, loc, found = error["type"], error["loc"], error["input"]
+    name, loc = error["type"], error["loc"]
     if name in ("extra_forbidden", "invalid_key"):
         known = sorted(_key(schema, loc[:-1])["properties"])
         where = f"{_where(loc[:-1])}.{loc[-1]}".lstrip(".")
         return f"unknown key {where!r}{_suggest(loc[-1], known)}"
     if name == "missing":
         return f"{_where(loc[:-1])}: {loc[-1]!r} is a required property".removeprefix(": ")
-    return f"{_where(loc)}: {_fault_of_value(error, found, _key(schema, loc))}".removeprefix(": ")
+    return f"{_where(loc)}: {_fault_of_value(error, _key(schema, loc))}".removeprefix(": ")
 
 
-def _fault_of_value(error: dict, found, key: dict) -> str:
-    """Say what is wrong with a value: what was found, and what the schema of its key expects."""
-    name = error["type"]
+def _fault_of_value(error: dict, key: dict) -> str:
+    """Say what is wrong with a value: what was given, and what the schema of its key expects."""
+    name, value = error["type"], error["input"]
     if name in TYPES:
-        return f"found {found!r}; expected {TYPES[name]}{' or null' * ('anyOf' in key)}"
+        return f"found {value!r}; expected {TYPES[name]}{' or null' * ('anyOf' in key)}"
     if name == "literal_error":
-        return f"{found!r} is not one of {key['enum']}"
+        return f"{value!r} is not one of {key['enum']}"
     if name == "too_short":
-        return f"{found!r} {'is too short' if found else 'should be non-empty'}"
+        return f"{value!r} {'is too short' if value else 'should be non-empty'}"
     if name in BOUNDS:
-        return f"{found!r} {BOUNDS[name].format(**error.get('ctx', {}))}"
-    return f"found {found!r}; {error['msg']}"
+        return f"{value!r} {BOUNDS[name].format(**error.get('ctx', {}))}"
+    return f"found {value!r}; {error['msg']}"
 
 
 def _where(loc: tuple) -> str:
