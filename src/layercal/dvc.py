@@ -14,14 +14,14 @@ from pathlib import Path
 
 import yaml
 
-from layercal import InputError
+from layercal import InputError, study
+from layercal.checks import check
 from layercal.code import code_of
-from layercal.config import check
 from layercal.files import write_atomically
 from layercal.sources import local, registry
+from layercal.sources.registry import REGISTRIES
 
 DVC, CONFIG = Path("dvc.yaml"), Path("config/config.yaml")
-REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
 RULES = Path("workflow/rules")
 HEAD = """\
 # Written by python -m layercal.dvc; run it again after a change of rules, code or what the config
@@ -119,10 +119,8 @@ def keys(rules: str, config: dict) -> list[str]:
 
 def main() -> None:
     """Write what config/config.yaml names and what the rules now say."""
-    models, questions = map(registry.read, REGISTRIES)
-    config = registry.read_yaml(CONFIG)
-    schema = registry.read_yaml(Path("workflow/schemas/config.schema.yaml"))
-    check(config, schema, models, questions)
+    (models, questions), config = map(registry.read, REGISTRIES), study.own_config([])
+    check(config, models, questions)
     text = pipeline(config, models, questions)
     if not DVC.exists() or DVC.read_text() != text:
         write_atomically(DVC, text)

@@ -4,20 +4,24 @@ import copy
 import datetime
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from layercal import InputError
-from layercal import config as config_module
+from layercal import InputError, keys, study
+from layercal.checks import as_meant, check, check_names, check_registry
 from layercal.code import parameters, stages
-from layercal.config import check, check_names, check_registry, key_tables
+from layercal.config import TEMPLATES, Config, Estimator, Mode, Model, QuestionSet
+from layercal.prompts import templates
 from layercal.report import plates
-from layercal.sources import question_sources
-from layercal.steering import claims
+from layercal.sources import question_sources, weights
+from layercal.steering import claims, directions, interventions
 
 RESOURCES = ROOT / "workflow/rules/resources.smk"
 RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
@@ -28,14 +32,13 @@ def read(path):
 
 
 CONFIG = read("config/config.yaml")
-FIXED = [
-    read(path)
-    for path in (
-        "workflow/schemas/config.schema.yaml",
-        "config/models.yaml",
-        "config/questions.yaml",
-    )
-]
+STUDYS_OWN = ("study", "models", "questions")
+FIXED = [read("config/models.yaml"), read("config/questions.yaml")]
+
+
+@pytest.fixture
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 def with_value(path, value):
@@ -53,10 +56,41 @@ def test_embedded_config_is_valid():
     check(CONFIG, *FIXED)
 
 
-def test_paper_config_is_the_embedded_one_on_the_papers_models():
-    schema, models, questions = FIXED
-    paper = read("config/paper.yaml")
-    check(paper, schema, models, questions)
+@pytest.mark.parametrize("name", ["paper", "languages", "mmlu"])
+def test_a_config_file_says_only_what_differs(name, in_project):
+    said = read(f"config/{name}.yaml")
+    config = study.own_config([f"config/{name}.yaml"])
+    check(config, *FIXED)
+
+    def same(here, there):
+        for key, value in here.items():
+            if isinstance(value, dict):
+                yield from same(value, there[key])
+            elif value == there[key]:
+                yield key
+
+    assert not list(same(said, CONFIG))
+
+
+def test_config_yaml_says_every_key_and_its_default():
+    """DVC's stages point at its keys; it cannot see a default change that it does not say."""
+    assert study.with_defaults({key: CONFIG[key] for key in STUDYS_OWN}) == CONFIG
+    required = {name for name, field in Config.model_fields.items() if field.is_required()}
+    assert required == set(STUDYS_OWN)
+
+
+def test_what_no_file_says_has_its_default():
+    config = {key: CONFIG[key] for key in STUDYS_OWN} | {"phase": {}, "steering": {"chunk": 4}}
+    filled = study.with_defaults(config)
+    assert filled == CONFIG | {"steering": CONFIG["steering"] | {"chunk": 4}}
+    check(filled, *FIXED)
+    filled["steering"]["alphas"].append(9)
+    assert 9 not in study.with_defaults(config)["steering"]["alphas"]
+
+
+def test_paper_config_is_the_embedded_one_on_the_papers_models(in_project):
+    paper = study.own_config(["config/paper.yaml"])
+    check(paper, *FIXED)
     assert len(paper["models"]) == 4
     assert paper["directions"].pop("transfer")["models"] == paper["models"][1:]
     assert not CONFIG["directions"]["transfer"]["models"]
@@ -67,11 +101,11 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
 
 
 @pytest.mark.parametrize("name", ["config", "paper", "languages"])
-def test_there_are_controls_enough_for_the_claims_of_a_study(name):
+def test_there_are_controls_enough_for_the_claims_of_a_study(name, in_project):
     """A rank among R is never below 1 / (1 + R), whatever a direction does."""
-    config = read(f"config/{name}.yaml")
-    modes = config["steering"].get("modes", CONFIG["steering"]["modes"])
-    family = claims.Family(len(config["models"]) * len(config["questions"]), len(modes))
+    config = study.own_config([f"config/{name}.yaml"])
+    pairs = len(config["models"]) * len(config["questions"])
+    family = claims.Family(pairs, len(config["steering"]["modes"]))
     level = family.level_of("it does so more than matched random directions")
     assert 1 / (1 + config["directions"]["random"]) <= level
 
@@ -107,10 +141,10 @@ def test_bad_config_is_named(path, value, message):
 
 def test_all_faults_are_named_at_once():
     config = {**CONFIG, "seed": -1, "prompt": "x"}
-    del config["phase"]
+    del config["models"]
     with pytest.raises(InputError) as error:
         check(config, *FIXED)
-    for part in ("seed: -1", "prompt: 'x'", "'phase' is a required property"):
+    for part in ("seed: -1", "prompt: 'x'", "'models' is a required property"):
         assert part in str(error.value)
 
 
@@ -130,7 +164,7 @@ def test_all_faults_are_named_at_once():
 )
 def test_text_for_a_number_is_taken_as_meant(path, text, meant):
     """Snakemake hands on what stands inside of --config 'phase={tolerance: 0.05}' as text."""
-    config = config_module.as_meant(with_value(path, text), FIXED[0])
+    config = as_meant(with_value(path, text))
     assert config == with_value(path, meant)
     check(config, *FIXED)
 
@@ -145,7 +179,7 @@ def test_text_for_a_number_is_taken_as_meant(path, text, meant):
     ],
 )
 def test_text_that_is_no_such_number_is_named_as_it_was_given(path, text, message):
-    config = config_module.as_meant(with_value(path, text), FIXED[0])
+    config = as_meant(with_value(path, text))
     with pytest.raises(InputError) as error:
         check(config, *FIXED)
     assert message in str(error.value)
@@ -154,18 +188,17 @@ def test_text_that_is_no_such_number_is_named_as_it_was_given(path, text, messag
 def test_text_stays_where_the_schema_takes_text(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = {**CONFIG, "models": ["007"], "prompt": "~/mine.j2", "extract": None}
-    meant = config_module.as_meant(config, FIXED[0])
+    meant = as_meant(config)
     assert meant == {**config, "prompt": "/home/me/mine.j2"}
 
 
-MODELS_SCHEMA = read("workflow/schemas/models.schema.yaml")
 HUB = {"hub": {"repo": "org/name", "revision": 40 * "0"}}
 WHEELS = {"wheels": ["a"], "member": "*", "file": "a.gguf", "size": 1, "sha256": 64 * "0"}
 
 
 def test_registered_models_are_valid():
-    check_registry("config/models.yaml", FIXED[1], MODELS_SCHEMA)
-    check_registry("", {"all": {"licence": "", "sources": [HUB, WHEELS]}}, MODELS_SCHEMA)
+    check_registry("config/models.yaml", FIXED[0], Model)
+    check_registry("", {"all": {"licence": "", "sources": [HUB, WHEELS]}}, Model)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +227,7 @@ def test_registered_models_are_valid():
 )
 def test_bad_registry_entry_is_named_once(entry, message):
     with pytest.raises(InputError) as error:
-        check_registry("models.yaml", {"m": entry, "fine": {"licence": "", **HUB}}, MODELS_SCHEMA)
+        check_registry("models.yaml", {"m": entry, "fine": {"licence": "", **HUB}}, Model)
     assert str(error.value).startswith("models.yaml cannot be used:\n  m: ")
     assert str(error.value).count(message) == 1
     assert "fine" not in str(error.value)
@@ -261,19 +294,18 @@ def test_all_bad_names_are_said_at_once():
 
 
 def test_names_that_can_be_used():
-    check_names(models=[*FIXED[1], "7b", "a", "a" * 100, "v1.5", "x.gguf"], questions=FIXED[2])
+    check_names(models=[*FIXED[0], "7b", "a", "a" * 100, "v1.5", "x.gguf"], questions=FIXED[1])
     check_names(models=["same"], questions=["same"], study=["same"])
 
 
-QUESTIONS_SCHEMA = read("workflow/schemas/questions.schema.yaml")
 DATASET = {"hub": {"repo": "org/name", "revision": 40 * "0", "split": "test"}}
 
 
 def test_registered_questions_are_valid():
-    check_registry("config/questions.yaml", FIXED[2], QUESTIONS_SCHEMA)
-    check_registry("", {"own": {"file": "/q.csv"}}, QUESTIONS_SCHEMA)
+    check_registry("config/questions.yaml", FIXED[1], QuestionSet)
+    check_registry("", {"own": {"file": "/q.csv"}}, QuestionSet)
     sources = [{**DATASET, "form": "mmlu"}, {"csv_folder": "/mmlu"}]
-    check_registry("", {"both": {"sources": sources, "categories": {}}}, QUESTIONS_SCHEMA)
+    check_registry("", {"both": {"sources": sources, "categories": {}}}, QuestionSet)
 
 
 @pytest.mark.parametrize(
@@ -296,23 +328,39 @@ def test_registered_questions_are_valid():
 )
 def test_bad_question_set_is_named(entry, message):
     with pytest.raises(InputError) as error:
-        check_registry("questions.yaml", {"q": entry}, QUESTIONS_SCHEMA)
+        check_registry("questions.yaml", {"q": entry}, QuestionSet)
     assert message in str(error.value)
 
 
-def test_forms_are_those_of_the_code():
-    kinds = QUESTIONS_SCHEMA["dependentSchemas"]
-    for kind, forms in (("wheel", question_sources.WHEEL_FORMS), ("hub", question_sources.FORMS)):
-        assert kinds[kind]["properties"]["form"]["enum"] == sorted(forms)
-    kinds = [option["required"][0] for option in QUESTIONS_SCHEMA["oneOf"]]
-    assert kinds == list(question_sources.READERS)
+def test_names_are_those_of_the_code():
+    """They stand in the config's models too, since a plan must not wait for torch."""
+    assert set(get_args(Estimator)) == {*directions.ESTIMATORS, "phase-pca"}
+    assert list(get_args(Mode)) == list(interventions.READ_LAYER)
+    assert list(TEMPLATES) == [*templates.TEMPLATES, "chat"]
+    assert QuestionSet.FORMS["wheel"] == sorted(question_sources.WHEEL_FORMS)
+    assert QuestionSet.FORMS["hub"] == sorted(question_sources.FORMS)
+    assert list(QuestionSet.SOURCES) == list(question_sources.READERS)
+    assert list(Model.SOURCES) == list(weights.KINDS)
 
 
-def test_key_tables_are_those_of_the_schemas():
-    """Run python -m layercal.config > config/README.md after a change of a schema or default."""
-    assert (ROOT / "config/README.md").read_text() == key_tables(ROOT)
+def test_a_plan_needs_no_torch():
+    code = "import sys; from layercal import checks, study; from layercal.sources import local; "
+    code += "sys.exit('torch' in sys.modules or 'jsonschema' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_made_files_are_those_of_the_models():
+    """Run python -m layercal.keys after a change of a key."""
+    assert (ROOT / "config/README.md").read_text() == keys.tables()
+    assert (ROOT / "config/config.yaml").read_text() == keys.config_yaml(CONFIG)
     for key in ("prompt", "steering.alphas", "hub.revision", "csv_folder"):
-        assert f"| `{key}` |" in key_tables(ROOT)
+        assert f"| `{key}` |" in keys.tables()
+
+
+def test_config_yaml_keeps_its_values():
+    config = with_value("steering.alphas", [0, 2.5e-05, -1]) | {"prompt": "a b.j2", "limit": 40}
+    config["calibration"] = {**CONFIG["calibration"], "n_bins": [12]}
+    assert yaml.safe_load(keys.config_yaml(config)) == config
 
 
 def rules():
@@ -360,6 +408,19 @@ def test_rules_give_what_their_stages_ask_for_and_nothing_else(path, block, stag
         "workflow",
     }
     assert asked["Path"] <= given["input"]
+
+
+def test_dvc_hashes_the_registries_that_a_stage_reads():
+    """As files: params would copy every entry into dvc.lock, and could not name one with a dot."""
+    stages = read("dvc.yaml")["stages"]
+    registries = {"config/models.yaml", "config/questions.yaml"}
+    reading = {name: registries & {*stage["deps"]} for name, stage in stages.items()}
+    assert {name: paths for name, paths in reading.items() if paths} == {
+        "fetch": registries,
+        "extract": {"config/questions.yaml"},  # how a set is asked
+    }
+    for stage in stages.values():
+        assert {path for each in stage["params"] for path in each} == {"config/config.yaml"}
 
 
 def test_rules_list_every_figure():

@@ -12,6 +12,7 @@ import yaml
 
 from layercal import InputError
 
+REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
 # keys that hold a path on this disk
 PATHS = ("folder", "gguf", "csv_folder", "file", "prompt")
 
