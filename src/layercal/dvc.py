@@ -17,6 +17,7 @@ import yaml
 from layercal import InputError, study
 from layercal.checks import check
 from layercal.code import code_of
+from layercal.config import Config
 from layercal.files import write_atomically
 from layercal.sources import local, registry
 from layercal.sources.registry import REGISTRIES
@@ -73,9 +74,7 @@ def pipeline(config: dict, models: dict, questions: dict) -> str:
         The registries.
     """
     named = local.dependencies(config, models, questions)
-    stages = {
-        phase: _stage(phase, each, config, named.get(phase, [])) for phase, each in PHASES.items()
-    }
+    stages = {phase: _stage(phase, each, named.get(phase, [])) for phase, each in PHASES.items()}
     stages["lens"]["outs"].append({"plots/${study}": IN_GIT})
     stages["lens"]["metrics"] = [{"metrics/${study}": IN_GIT}]
     curves = {"x": "layer", "y": ["accuracy", "confidence", "ece"]}
@@ -90,7 +89,7 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _stage(phase: str, each: Phase, config: dict, named: list[str]) -> dict:
+def _stage(phase: str, each: Phase, named: list[str]) -> dict:
     text = (RULES / f"{phase}.smk").read_text()
     drawn = list(PHASES) if phase == "reports" else [phase]  # the pages show all rules
     rules = [f"{RULES}/{name}.smk" for name in ("common", *drawn)]
@@ -98,13 +97,13 @@ def _stage(phase: str, each: Phase, config: dict, named: list[str]) -> dict:
     deps = {"envs/constraints.txt", *rules, *code, *each.reads, *named}
     return {
         "cmd": f"snakemake {phase}",
-        "params": [{str(CONFIG): keys(text, config)}],
+        "params": [{str(CONFIG): keys(text)}],
         "deps": sorted(deps),
         "outs": [{out: KEPT} for out in each.makes],
     }
 
 
-def keys(rules: str, config: dict) -> list[str]:
+def keys(rules: str) -> list[str]:
     """Return the config keys on which results of these rules depend.
 
     What a rule hands on by a function of its input, Snakemake does not compare either: such a
@@ -114,7 +113,7 @@ def keys(rules: str, config: dict) -> list[str]:
     used = set(re.findall(r'(?:config\[|OWN\[|asked\()"(\w+)"', compared))
     if "SHARDS" in compared:
         used.add("extract")
-    return [key for key in config if key in used]
+    return [key for key in Config.model_fields if key in used]
 
 
 def main() -> None:
