@@ -46,14 +46,13 @@ def test_what_the_config_names_is_a_dependency_and_gone_with_it(project):
 
 
 def test_a_config_key_that_a_rule_uses_is_a_parameter():
-    config = {"models": 0, "folds": 0, "seed": 0, "extract": 0, "prompt": 0, "limit": 0}
     rules = """
         a=config["seed"],
         b=expand("x", model=OWN["models"], shard=SHARDS),
         c=asked("prompt"),
         d=lambda wildcards, input: config["folds"],
     """
-    assert dvc.keys(rules, config) == ["models", "seed", "extract", "prompt"]
+    assert dvc.keys(rules) == ["models", "prompt", "seed", "extract"]
 
 
 def test_a_stage_of_dvc_runs_the_rules_of_one_file(project):
