@@ -23,6 +23,28 @@ WHY_NONE = {
 }
 
 
+@dataclass(frozen=True)
+class Group:
+    """A part of the questions.
+
+    Attributes
+    ----------
+    kind : {"all", "category", "subject", "language"}
+    name : str
+        Of all questions there is none.
+    """
+
+    kind: str = "all"
+    name: str = ""
+
+    def __str__(self):
+        return self.kind if self == Group() else f"{self.kind}:{self.name}"
+
+    def columns(self) -> dict[str, str]:
+        """The fields as columns of a table, and ``group``, both in one."""
+        return {"group": str(self), "group_kind": self.kind, "group_name": self.name}
+
+
 @dataclass
 class Readings:
     """Option logits and what comes with them.
@@ -204,31 +226,34 @@ def metric_table(
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
 
 
-def groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Groups of questions: ``all``, each ``category:<name>`` and each ``subject:<name>``.
+def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
+    """Groups of questions: all of them, each category and each subject.
 
     Parameters
     ----------
     prompts : DataFrame, n rows
-        With ``category``, ``subject`` and ``language``; of several languages, each is a group
-        ``language:<code>`` too.
+        With ``category``, ``subject`` and ``language``; of several languages, each is a group, too.
 
     Returns
     -------
     dict of array of bool, shape (n,)
     """
-    found = {"all": np.ones(len(prompts), bool)}
+    found = {Group(): np.ones(len(prompts), bool)}
     kinds = ["category", "subject"] + ["language"] * (len(set(prompts["language"])) > 1)
     for kind in kinds:
         for name in sorted(set(prompts[kind])):
-            found[f"{kind}:{name}"] = (prompts[kind] == name).to_numpy()
+            found[Group(kind, name)] = (prompts[kind] == name).to_numpy()
     return found
 
 
 def group_table(
-    read: Readings, groups: dict[str, np.ndarray], min_group: int, settings: tuple, threads: int = 1
+    read: Readings,
+    groups: dict[Group, np.ndarray],
+    min_group: int,
+    settings: tuple,
+    threads: int = 1,
 ) -> pd.DataFrame:
-    """:func:`metric_table` of every group, with the column ``group``.
+    """:func:`metric_table` of every group, with its columns.
 
     Parameters
     ----------
@@ -243,7 +268,7 @@ def group_table(
     """
     held = {name: len(np.unique(read.cluster[rows])) for name, rows in groups.items()}
 
-    def one(name: str) -> pd.DataFrame:
+    def one(name: Group) -> pd.DataFrame:
         if held[name] >= min_group:
             return metric_table(read.take(groups[name]), *settings)
         return pd.DataFrame()
@@ -262,7 +287,7 @@ def group_table(
             n, empty = int(rows.sum()), dict.fromkeys(VALUES, np.nan)
             reason = f"{_counted(n, held[name])}, fewer than {min_group}"
             tables[name] = full.assign(**empty, n=n, reason=reason)
-    return pd.concat([table.assign(group=name) for name, table in tables.items()])
+    return pd.concat([table.assign(**group.columns()) for group, table in tables.items()])
 
 
 def _counted(questions: int, clusters: int) -> str:

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from layercal import InputError, results, stages
 from layercal.ablation import nullspace
 from layercal.metrics.phase import sweep_layers
+from layercal.metrics.readings import Group
 from layercal.sources import questions
 from layercal.steering import controls, dimensions, directions
-from layercal.steering.directions import FROM
+from layercal.steering.fitted import CONTROL, ESTIMATOR, Direction, Fitted
 
 
 def main() -> None:
@@ -58,18 +59,18 @@ def stage(args) -> None:
     fold = np.array(questions.folds(clusters, args.folds, args.seed))
     fits = _fits(args, split, prompts, fold, dict(zip(clusters, fold, strict=True)))
     fitted = {}
-    for name, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
+    for direction, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
 
         def at_layers(part, fit=fit):
             return fit(part, layers)
 
-        fitted[name] = directions.cross_fit(at_layers, some, some_fold, args.folds)
+        fitted[direction] = directions.cross_fit(at_layers, some, some_fold, args.folds)
     first, primary = next(iter(fitted.items()))
     fitted |= _parts(args, split.model, first, primary)
     rows = [
         row
-        for name, one in fitted.items()
-        for row in directions.describe(name, one, primary, split, layers)
+        for direction, one in fitted.items()
+        for row in directions.describe(direction, one, primary, split, layers)
     ]
 
     def subspace(part):
@@ -77,29 +78,37 @@ def stage(args) -> None:
         lacking = max(args.ranks) - len(basis)
         return torch.nn.functional.pad(basis, (0, 0, 0, lacking))[None]
 
-    found = {
-        **{f"direction/{i:03d}/{name}": one for i, (name, one) in enumerate(fitted.items())},
-        "subspace": directions.cross_fit(subspace, split, fold, args.folds),
-        "controls": controls.matched_directions(split, primary, layers, args.random, args.seed),
-        "norms": directions.cross_fit(directions.mean_norms, split, fold, args.folds),
-        "fold": torch.tensor(fold),
-        "layers": torch.tensor(layers),
-        **_mean_written(args.residuals, len(prompts)),
-    }
+    bases = {direction: one.unsqueeze(3) for direction, one in fitted.items()}
+    found = Fitted(
+        directions={
+            **bases,
+            _subspace(max(args.ranks)): directions.cross_fit(subspace, split, fold, args.folds),
+        },
+        controls=controls.matched_directions(split, primary, layers, args.random, args.seed),
+        norms=directions.cross_fit(directions.mean_norms, split, fold, args.folds),
+        layers=layers,
+        fold=torch.tensor(fold),
+        written=_mean_written(args.residuals, len(prompts)),
+    )
     by_rank = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
-    run.write(args.out, found)
+    found.save(run, args.out)
     run.write(args.table, pd.DataFrame(rows))
     run.write(args.dimensions, by_rank)
 
 
-def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
+def _subspace(rank: int) -> Direction:
+    name = "phase-subspace"
+    return Direction(name=name, kind=CONTROL, estimator=name, rank=rank).as_control("rescale")
+
+
+def _mean_written(shards: list[Path], n: int) -> torch.Tensor | None:
     """Mean over all prompts of what each block writes, (L, 2, d), if it was recorded."""
     written = []
     for path in shards:
         with safe_open(path, "pt") as shard:
             if "written" in shard.keys():  # noqa: SIM118
                 written.append(shard.get_tensor("written"))
-    return {"written": (sum(written) / n).float()} if written else {}
+    return (sum(written) / n).float() if written else None
 
 
 def _split(args, run: results.Run) -> directions.Split:
@@ -118,17 +127,15 @@ def _split(args, run: results.Run) -> directions.Split:
 
 
 def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
-    """Name -> estimator, the questions that it is fitted on, and their folds."""
-    fits = {
-        name: (fit, split, fold)
-        for name, fit in directions.estimators(args.estimators, args.ranks).items()
-    }
-    fits |= {name: (fit, split, fold) for name, fit in directions.middle_means().items()}
+    """Direction -> estimator, the questions that it is fitted on, and their folds."""
+    own = directions.estimators(args.estimators, args.ranks) | directions.middle_means()
+    fits = {direction: (fit, split, fold) for direction, fit in own.items()}
+    mean = Direction(name="update-mean", kind=ESTIMATOR, estimator="update-mean")
     counts = prompts.groupby("category")["cluster"].nunique()
     for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
         inside = (prompts["category"] == category).to_numpy()
-        name = f"update-mean{FROM}category:{category}"
-        fits[name] = directions.update_mean, split.take(inside), fold[inside]
+        direction = mean.from_source(str(Group("category", category)))
+        fits[direction] = directions.update_mean, split.take(inside), fold[inside]
     shards = len(args.source_residuals) // max(len(args.sources), 1)
     for place, (name, path) in enumerate(zip(args.sources, args.source_prompts, strict=True)):
         source_run = results.Run.load(path)
@@ -141,19 +148,20 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
         of_other = [fold_of.get(one, -1) for one in source_run.prompts["cluster"]]
         unread = np.zeros((len(other), 0, 0)), np.zeros(len(other), int)
         source = replace(split, residuals=other, logits=unread[0], answer=unread[1])
-        fits[f"update-mean{FROM}{name}"] = directions.update_mean, source, np.array(of_other)
+        fits[mean.from_source(name)] = directions.update_mean, source, np.array(of_other)
     return fits
 
 
-def _parts(args, model, name: str, primary: torch.Tensor) -> dict[str, torch.Tensor]:
+def _parts(args, model, first: Direction, primary: torch.Tensor) -> dict:
     """Controls: the parts of the primary direction inside and outside the null space."""
     unembedding, found = nullspace.effective_unembedding(model), {}
-    parts = {"null-space part": nullspace.null_part, "row-space part": nullspace.row_part}
+    parts = {"null-space": nullspace.null_part, "row-space": nullspace.row_part}
     for label, part in parts.items():
+        direction = first.of_part(label)
         try:
-            found[f"{name} ({label})"] = part(primary, unembedding, args.null_rule)
+            found[direction] = part(primary, unembedding, args.null_rule)
         except InputError as error:
-            stages.log.info("%s (%s) left out: %s", name, label, error)
+            stages.log.info("%s left out: %s", direction.name, error)
     return found
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from layercal import files, results, stages
 from layercal.metrics import readings, scoring
 from layercal.model.recording import PARTS
-from layercal.steering import claims, directions, evaluation, interventions, tally, verdicts
+from layercal.steering import claims, evaluation, steered, tally, verdicts
+from layercal.steering.fitted import Fitted
 
 
 def main() -> None:
@@ -39,38 +39,32 @@ def stage(args) -> None:
     run = results.Run.load(args.prompts)
     prompts, phase, by_rank = run.prompts, run.read(args.phase), run.read(args.dimensions)
     sweep, without = _sweep(args, run)
-    estimators = list(directions.estimators(args.estimators, args.ranks))
     above_chance = phase["above_chance"]
     groups = {
-        name: inside
-        for name, inside in readings.groups(prompts).items()
-        if prompts.loc[inside, "cluster"].nunique() >= args.min_group
-        and not name.startswith("subject:")
+        group: inside
+        for group, inside in readings.groups(prompts).items()
+        if prompts.loc[inside, "cluster"].nunique() >= args.min_group and group.kind != "subject"
     }
-    parts = {"all": (sweep, above_chance)}
-    for name in (one for one in groups if one.startswith("language:")):
-        part = sweep.take(groups[name])
-        parts[name] = part, above_chance and verdicts.above_chance(part)
+    parts = {readings.Group(): (sweep, above_chance)}
+    for group in (one for one in groups if one.kind == "language"):
+        part = sweep.take(groups[group])
+        parts[group] = part, above_chance and verdicts.above_chance(part)
     family = claims.Family(args.pairs, len(sweep.modes))
     rows = verdicts.summarise(
         parts,
-        estimators,
         nll_margin=args.nll_margin,
         accuracy_level=1 - family.level_of(claims.ACCURACY_KEPT),
         pairs=args.pairs,
     )
-    fitted_on = {
-        name: source
-        for name in sweep.variants
-        if (source := name.partition(directions.FROM)[2]) in groups
-    }
-    of_kind = {name: one for name, one in groups.items() if name in fitted_on.values()}
+    by_name = {str(group): inside for group, inside in groups.items()}
+    sources = {one: one.fitted_on for one in sweep.directions if one.fitted_on in by_name}
+    of_kind = {name: one for name, one in by_name.items() if name in sources.values()}
     summary = {
         "claims": claims.claims(phase, rows, by_rank, family),
         "verdicts": rows,
-        "transfer": verdicts.transfer(sweep, of_kind, fitted_on),
+        "transfer": verdicts.transfer(sweep, of_kind, sources),
         "attribution": _without_parts(sweep, without, phase),
-        "reliability": verdicts.reliability(sweep, estimators[0], args.n_bins),
+        "reliability": verdicts.reliability(sweep, args.n_bins),
     }
     run.write(args.out, evaluation.dose_response(sweep))
     run.write(args.summary, summary)
@@ -81,27 +75,11 @@ def stage(args) -> None:
 
 def _sweep(args, run: results.Run):
     """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
-    prompts, fitted = run.prompts, run.read(args.directions)
-    shards, order = run.shards(args.logits)
-    names = [name for name in shards[0] if name != "rows"]
-    read = {
-        name: sum(one[name] for one in shards)
-        if name.endswith(interventions.CONTROLS)
-        else torch.cat([one[name] for one in shards])[order]
-        for name in names
-    }
-    read = {name: one.numpy() for name, one in read.items()}
-    without = read.pop("without", None)
-
-    def of_kind(ending: str) -> dict:
-        names = [name for name in read if name.endswith(ending)]
-        return {name.removesuffix(ending): read.pop(name) for name in names}
-
-    growth, sums = of_kind(interventions.GROWTH), of_kind(interventions.CONTROLS)
-    fold, variants = fitted["fold"].numpy(), interventions.variants(fitted)
+    prompts, fitted = run.prompts, Fitted.load(run, args.directions)
+    read, sums, without = steered.load(run, args.logits)
+    fold = fitted.fold.numpy()
     sweep = evaluation.Sweep(
-        logits=read,
-        growth=growth,
+        steered=read,
         controls=tally.Tally(
             sums=sums,
             cell=tally.cells(prompts, fold),
@@ -113,13 +91,11 @@ def _sweep(args, run: results.Run):
         fold=fold,
         cluster=pd.factorize(prompts["cluster"])[0],
         question=pd.factorize(prompts["question_id"])[0],
-        norms=fitted["norms"].diagonal().mean(-1).numpy(),
-        variants=[one.name for one in variants],
-        not_in_lens=[one.name for one in variants if one.intervention == "rotate"],
-        layers=fitted["layers"].tolist(),
+        norms=fitted.norms.diagonal().mean(-1).numpy(),
+        directions=[one.direction for one in fitted.variants()],
+        layers=fitted.layers,
         alphas=args.alphas,
         accuracy_margin=args.accuracy_margin,
-        n_folds=len(fitted["norms"]),
         n_bins=args.n_bins,
         draws=args.draws,
         seed=args.seed,

@@ -21,7 +21,7 @@ import pandas as pd
 from layercal.metrics.paired import MeanChange
 from layercal.metrics.resampling import equivalent
 from layercal.steering import dimensions
-from layercal.steering.verdicts import AT_CHANCE, LEVEL, SELECTED, change_in_words, p_in_words
+from layercal.steering.verdicts import AT_CHANCE, CHOSEN, LEVEL, change_in_words, p_in_words
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 NOT_APPLICABLE = "not applicable"
@@ -212,7 +212,7 @@ def settings(rows: Sequence[dict]) -> list[dict]:
     found: dict[str, dict] = {}
     for row in rows:
         primary = row["direction"] == rows[0]["direction"] and row["group"] == "all"
-        if primary and (row["mode"] not in found or row["layer"] == SELECTED):
+        if primary and (row["mode"] not in found or row["layer_choice"] == CHOSEN):
             found[row["mode"]] = row
     return list(found.values())
 
@@ -238,7 +238,7 @@ def _of_branch(row: dict, family: Family) -> list[dict]:
 
 def _claimed(row: dict, text: str, change: str, measure: str, decided: tuple, said: str) -> dict:
     outcome, reason = decided
-    at = "the layer chosen" if row["layer"] == SELECTED else f"layer {row['layer']}"
+    at = "the layer chosen" if row["layer_choice"] == CHOSEN else f"layer {row['layer']}"
     if outcome != NOT_APPLICABLE:
         said = f"{said.rstrip('.')}: {outcome}, {reason}."
     value, low, high = (row[f"{change}_change{end}"] for end in ("", "_low", "_high"))

@@ -6,6 +6,7 @@ import pytest
 from sweeps import STILL, sweep
 
 from layercal.metrics import paired
+from layercal.metrics.readings import Group
 from layercal.steering import claims, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
@@ -44,8 +45,7 @@ ALONE = claims.Family()
 def said(made, above_chance=True, phase=PHASE, family=ALONE):
     """Claim -> what is said of it."""
     level = 1 - family.level_of(claims.ACCURACY_KEPT)
-    parts = {"all": (made, above_chance)}
-    rows = verdicts.summarise(parts, ["update-mean"], accuracy_level=level)
+    rows = verdicts.summarise({Group(): (made, above_chance)}, accuracy_level=level)
     found = claims.claims(phase, rows, DIMENSIONS, family)
     return {claim["claim"].removeprefix("update-mean, through-network: "): claim for claim in found}
 
@@ -133,6 +133,7 @@ def row(**changed):
         "group": "all",
         "mode": "lens",
         "layer": 1,
+        "layer_choice": "fixed",
         "outcome": "lowered",
         "verdict": "as planted.",
         "accuracy_claim_low": -0.03,
@@ -160,7 +161,7 @@ def test_claims_rest_on_one_setting_named_beforehand_and_on_no_control():
         row(direction="probe", **best),
         row(group="language:de", **best),
         row(mode="through-network"),
-        row(mode="through-network", layer="selected", nll_change=-0.5),
+        row(mode="through-network", layer_choice="chosen", nll_change=-0.5),
     ]
     found = of_rows(*rows)
     assert len(found) == 2 * 5
