@@ -196,10 +196,10 @@ def phase_once(seed, n, right, gap):
     known = accuracy.AboveChance(float(correct[-1].mean()), 0.25, 0.001, 0.3)
     found = phase.detect(confidence, correct, weights, known)
     return {
-        "exists": found["exists"],
-        "no phase": found["outcome"] == "no phase",
-        "settled": found["final_layer"] - found["settled_layer"] + 1 >= phase.FEWEST,
-        "share of resamples": found["resampled_share"],
+        "exists": found.exists,
+        "no phase": found.outcome == "no phase",
+        "settled": found.settled,
+        "share of resamples": found.resampled_share,
     }
 
 

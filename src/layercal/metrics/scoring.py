@@ -191,23 +191,3 @@ def _change(metric: str, old: float, new: float, low: float, high: float) -> dic
         f"{metric}_change_low": float(low),
         f"{metric}_change_high": float(high),
     }
-
-
-def ablations(scoring: Scoring, before: np.ndarray, without: dict[str, np.ndarray]) -> list[dict]:
-    """What readings would be without some part of the network.
-
-    Parameters
-    ----------
-    scoring : Scoring
-    before : array, shape (n, n_options)
-        Logits of the whole network.
-    without : dict of array, shape (n, n_options)
-        Name -> logits with that part at its mean.
-
-    Returns
-    -------
-    list of dict
-        ``without`` (the name) and the changes, with paired 95 % intervals; a positive change of
-        ECE means that the part lowers it.
-    """
-    return [{"without": name, **scoring.changes(before, one)} for name, one in without.items()]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from layercal import InputError, results, stages
 from layercal.ablation import nullspace
-from layercal.metrics.phase import sweep_layers
+from layercal.metrics.phase import Phase, sweep_layers
 from layercal.metrics.readings import Group
 from layercal.sources import questions
 from layercal.steering import controls, dimensions, directions
@@ -52,9 +52,9 @@ def main() -> None:
 def stage(args) -> None:
     """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
     run = results.Run.load(args.prompts)
-    prompts, phase = run.prompts, run.read(args.phase)
+    prompts, phase = run.prompts, Phase.from_json(run.read(args.phase))
     split = _split(args, run)
-    layers = sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
+    layers = sweep_layers(phase.peak_layer, phase.final_layer, args.max_layers)
     clusters = prompts["cluster"].tolist()
     fold = np.array(questions.folds(clusters, args.folds, args.seed))
     fits = _fits(args, split, prompts, fold, dict(zip(clusters, fold, strict=True)))

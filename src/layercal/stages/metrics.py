@@ -1,6 +1,7 @@
 """Compute calibration metrics per layer and group, and decide on the correction phase."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -66,14 +67,14 @@ def stage(args) -> None:
         )
         pair = read.confidence, read.correct, weights, known
         phases[lens] = phase.detect(*pair, args.tolerance, args.n_bins[0], cluster)
-    found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
+    found = replace(phases["logit"], order=order, tuned=phases["tuned"])
     table = pd.concat(tables)
     run.write(args.out, table)
-    run.write(args.phase, found)
-    numbers = {name: found[name] for name in NUMBERS}
+    run.write(args.phase, found.to_json())
+    numbers = {name: getattr(found, name) for name in NUMBERS}
     files.write_atomically(args.numbers, json.dumps(numbers, indent=2) + "\n")
     files.write_atomically(args.curves, _curves(table, order, args.n_bins[0]).to_csv())
-    stages.log.info("%s", found["reason"])
+    stages.log.info("%s", found.reason)
 
 
 def _curves(table: pd.DataFrame, order: str, n_bins: int) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import torch
 
 from layercal import InputError, results, stages
 from layercal.ablation import neurons, nullspace
+from layercal.ablation.table import Ablated, ablations
 from layercal.metrics import scoring
 
 
@@ -54,10 +55,12 @@ def _effects(args, prompts, model, last, table, final, active) -> pd.DataFrame:
     chosen = neurons.entropy_neurons(table, args.neurons)
     drawn = np.random.default_rng(args.seed)
     long = neurons.high_norm(table)["neuron"].to_numpy()
-    groups = {f"neuron {one}": [one] for one in chosen}
-    groups[f"all {len(chosen)} entropy neurons"] = chosen
-    for one in range(args.random):
-        groups[f"random set {one:02d}"] = drawn.choice(long, len(chosen), replace=False).tolist()
+    groups = {Ablated(name=f"neuron {j}", what="neuron", neuron=j): [j] for j in chosen}
+    together = f"all {len(chosen)} entropy neurons"
+    groups[Ablated(name=together, what="entropy neurons")] = chosen
+    for draw in range(args.random):
+        random = Ablated(name=f"random set {draw:02d}", what="random neurons", draw=draw)
+        groups[random] = drawn.choice(long, len(chosen), replace=False).tolist()
     means, option_ids = active.mean(0), torch.tensor(max(prompts["option_ids"], key=len))
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     lacking = torch.arange(len(option_ids)) >= n_options[:, None]
@@ -68,8 +71,8 @@ def _effects(args, prompts, model, last, table, final, active) -> pd.DataFrame:
 
     without: dict[str, dict] = {"live": {}, "frozen": {}}
     changed = neurons.without_neurons(last, final, active, means, groups.values())
-    for name, one in zip(groups, changed, strict=True):
-        without["live"][name], without["frozen"][name] = read(one), read(one, final)
+    for group, one in zip(groups, changed, strict=True):
+        without["live"][group], without["frozen"][group] = read(one), read(one, final)
     scored = scoring.Scoring(
         answer=prompts["answer"].to_numpy(),
         cluster=pd.factorize(prompts["cluster"])[0],
@@ -80,10 +83,9 @@ def _effects(args, prompts, model, last, table, final, active) -> pd.DataFrame:
     )
     rows = []
     for norm, readings in without.items():
-        rows += [{**row, "norm": norm} for row in scoring.ablations(scored, read(final), readings)]
+        rows += [{**row, "norm": norm} for row in ablations(scored, read(final), readings)]
     described = table.set_index("neuron").loc[chosen].add_prefix("neuron_")
-    described.index = list(groups)[: len(chosen)]
-    return pd.DataFrame(rows).merge(described, "left", left_on="without", right_index=True)
+    return pd.DataFrame(rows).merge(described, "left", left_on="neuron", right_index=True)
 
 
 if __name__ == "__main__":

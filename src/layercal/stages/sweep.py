@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from layercal import files, results, stages
-from layercal.metrics import readings, scoring
+from layercal.ablation import table
+from layercal.metrics import readings
+from layercal.metrics.phase import Phase
 from layercal.model.recording import PARTS
 from layercal.steering import claims, evaluation, steered, tally, verdicts
 from layercal.steering.fitted import Fitted
@@ -37,18 +39,18 @@ def main() -> None:
 def stage(args) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
     run = results.Run.load(args.prompts)
-    prompts, phase, by_rank = run.prompts, run.read(args.phase), run.read(args.dimensions)
+    prompts, by_rank = run.prompts, run.read(args.dimensions)
+    phase = Phase.from_json(run.read(args.phase))
     sweep, without = _sweep(args, run)
-    above_chance = phase["above_chance"]
     groups = {
         group: inside
         for group, inside in readings.groups(prompts).items()
         if prompts.loc[inside, "cluster"].nunique() >= args.min_group and group.kind != "subject"
     }
-    parts = {readings.Group(): (sweep, above_chance)}
+    parts = {readings.Group(): (sweep, phase.above_chance)}
     for group in (one for one in groups if one.kind == "language"):
         part = sweep.take(groups[group])
-        parts[group] = part, above_chance and verdicts.above_chance(part)
+        parts[group] = part, phase.above_chance and verdicts.above_chance(part)
     family = claims.Family(args.pairs, len(sweep.modes))
     rows = verdicts.summarise(
         parts,
@@ -63,7 +65,7 @@ def stage(args) -> None:
         "claims": claims.claims(phase, rows, by_rank, family),
         "verdicts": rows,
         "transfer": verdicts.transfer(sweep, of_kind, sources),
-        "attribution": _without_parts(sweep, without, phase),
+        "attribution": _without_parts(sweep, without, phase.final_layer),
         "reliability": verdicts.reliability(sweep, args.n_bins),
     }
     run.write(args.out, evaluation.dose_response(sweep))
@@ -103,18 +105,17 @@ def _sweep(args, run: results.Run):
     return sweep, without
 
 
-def _without_parts(sweep: evaluation.Sweep, without, phase: dict) -> list[dict]:
+def _without_parts(sweep: evaluation.Sweep, without, final: int) -> list[dict]:
     """Ablations of attention and MLP of each block, from the last."""
     if without is None:
         return []
     before = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
-    blocks = range(phase["final_layer"] - without.shape[1] + 1, phase["final_layer"] + 1)
     named = {
-        f"{part} {block}": without[:, row, column]
-        for row, block in enumerate(blocks)
-        for column, part in enumerate(PARTS)
+        table.Ablated(name=f"{part} {block}", what="block", block=block, part=part): logits
+        for block, by_part in enumerate(without.swapaxes(0, 1), final - without.shape[1] + 1)
+        for part, logits in zip(PARTS, by_part.swapaxes(0, 1), strict=True)
     }
-    return scoring.ablations(sweep, before, named)
+    return table.ablations(sweep, before, named)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pytest
 from sweeps import PRIMARY, tallied
 
 from layercal import InputError
-from layercal.metrics import accuracy, phase, readings, resampling, scoring
+from layercal.ablation.table import Ablated, ablations
+from layercal.metrics import accuracy, phase, readings, resampling
 from layercal.report import figures, plates
 from layercal.stages.figure import latex
 from layercal.steering import dimensions, evaluation, verdicts
@@ -33,7 +34,7 @@ def tables(rng):
     metrics = metrics.assign(lens="logit", order="as-is")
     weights = resampling.resample_weights(60, 100, 0)
     known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
-    found = phase.detect(read.confidence, read.correct, weights, known)
+    found = phase.detect(read.confidence, read.correct, weights, known).to_json()
     steered, fold = rng.normal(size=(60, 4, 2, 3, 4)), np.arange(60) % 3
     fitted = steered[:, None, :3]
     made = evaluation.Sweep(
@@ -73,9 +74,11 @@ def tables(rng):
         for rule in ("k=3", "energy=0.9")
     )
     parts = {
-        f"{part} {b}": rng.normal(size=(60, 4)) for b in (4, 5) for part in ("attention", "mlp")
+        Ablated(name=f"{part} {b}", what="block", block=b, part=part): rng.normal(size=(60, 4))
+        for b in (4, 5)
+        for part in ("attention", "mlp")
     }
-    ablated = pd.DataFrame(scoring.ablations(made, read.logits[5], parts))
+    ablated = pd.DataFrame(ablations(made, read.logits[5], parts))
     return metrics, found, *steered, shares, ablated
 
 
