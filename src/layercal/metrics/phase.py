@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from scipy.stats import kendalltau
 
-from layercal.metrics import accuracy, differences, resampling
+from layercal.metrics import accuracy, differences, registry, resampling
 
 LEVEL = 0.05  # of each test that the phase must pass
 # accuracy has settled where it is shown to stay within this share of its final lead over chance
@@ -273,7 +273,7 @@ def detect(
     curve = correct.mean(-1)
     decision = decision_layer(curve, tolerance)
     samples = [
-        resampling.ece_sample(*pair, weights, n_bins)
+        registry.ece_sample(*pair, weights, n_bins)
         for pair in zip(confidence, correct.astype(float), strict=True)
     ]
     ece = np.array([sample.estimate for sample in samples])
@@ -326,34 +326,34 @@ def _fall(samples: list[resampling.GapSample]) -> differences.Difference:
 def _reason(found: Phase) -> str:
     outcome, final = found.outcome, found.final_layer
     accuracy_said = (
-        f"final accuracy {found['accuracy_final']:.3f} "
-        f"(95 % CI {found['accuracy_final_low']:.3f} to {found['accuracy_final_high']:.3f})"
+        f"final accuracy {found.accuracy_final:.3f} "
+        f"(95 % CI {found.accuracy_final_low:.3f} to {found.accuracy_final_high:.3f})"
     )
-    letters = f"{found['chance']:.3f} from the letters named, p = {found['chance_p']:.2g}"
+    letters = f"{found.chance:.3f} from the letters named, p = {found.chance_p:.2g}"
     if outcome == "at chance":
         return (
             f"No phase is claimed: as asked here, {accuracy_said} is not above chance ({letters}; "
-            f"one letter makes up {found['top_letter']:.0%} of the predictions), and a model that "
+            f"one letter makes up {found.top_letter:.0%} of the predictions), and a model that "
             "does not know the answers has no correction to show, whatever its ECE does."
         )
     above = f"{accuracy_said} lies above chance ({letters})"
-    share = f"Without tests, {found['resampled_share']:.0%} of the resamples show a phase."
+    share = f"Without tests, {found.resampled_share:.0%} of the resamples show a phase."
     ends = (
-        f"ECE goes from {found['ece_peak']:.3f} at layer {found['peak_layer']} to "
-        f"{found['ece_final']:.3f} at layer {final}, a correction of {found['correction']:.3f} "
-        f"(95 % CI {found['ci_low']:.3f} to {found['ci_high']:.3f})"
+        f"ECE goes from {found.ece_peak:.3f} at layer {found.peak_layer} to "
+        f"{found.ece_final:.3f} at layer {final}, a correction of {found.correction:.3f} "
+        f"(95 % CI {found.ci_low:.3f} to {found.ci_high:.3f})"
     )
     first = found.settled_layer
     line = (
-        f"a straight line through ECE falls by {found['trend']:.3f} (95 % CI "
-        f"{found['trend_low']:.3f} to {found['trend_high']:.3f}) from layer {first} to {final}, "
-        f"and layers in any order would fall so in {found['order_p']:.2g}"
+        f"a straight line through ECE falls by {found.trend:.3f} (95 % CI "
+        f"{found.trend_low:.3f} to {found.trend_high:.3f}) from layer {first} to {final}, "
+        f"and layers in any order would fall so in {found.order_p:.2g}"
     )
-    within = f"within {found['margin']:.3f}, a quarter of its lead over chance"
+    within = f"within {found.margin:.3f}, a quarter of its lead over chance"
     if outcome == "no phase":
         return (
             f"No phase: {above}, and over the layers from {first} on, at which it has settled "
-            f"({within}), ECE rises, to {found['ece_final']:.3f} at the last. {share}"
+            f"({within}), ECE rises, to {found.ece_final:.3f} at the last. {share}"
         )
     if outcome == "exists":
         settled = f"accuracy has settled from layer {first} on ({within})"
@@ -362,7 +362,7 @@ def _reason(found: Phase) -> str:
         why = (
             f"accuracy is shown to be {within}, from layer {first} on only, too "
             f"late to see ECE fall over {FEWEST} layers (its curve stays near the final value from "
-            f"layer {found['decision_layer']} on; to show it takes more questions)"
+            f"layer {found.decision_layer} on; to show it takes more questions)"
         )
     else:
         why = f"ECE is not shown to fall: {line}"

@@ -13,7 +13,7 @@ from scipy.stats import binomtest, rankdata
 from threadpoolctl import threadpool_limits
 
 from layercal import InputError
-from layercal.metrics import calibration, resampling
+from layercal.metrics import calibration, registry, resampling
 from layercal.sources.questions import LETTERS
 
 VALUES = ["value", "ci_low", "ci_high", "null_mean", "null_high"]
@@ -87,28 +87,6 @@ class Readings:
         """Reading of one layer."""
         extra = {name: value[index] for name, value in self.extra.items()}
         return Readings(self.logits[index], self.answer, extra, self.cluster)
-
-    def errors(self, weights: np.ndarray, n_bins: Sequence[int], min_count: Sequence[int]):
-        """Yield each binned error of one layer as (metric, n_bins, GapSample or why not)."""
-        pair, primary = (self.confidence, self.correct.astype(float), weights), n_bins[0]
-        for bins in n_bins:
-            yield "ece", bins, resampling.ece_sample(*pair, bins)
-            for count in min_count:
-                name = "mce" if count == 1 else f"mce_min{count}"
-                found = resampling.mce_sample(*pair, bins, count)
-                yield name, bins, found or f"no bin holds {count} questions"
-        if len(self.answer) < primary:
-            few = f"{len(self.answer)} questions cannot fill {primary} bins of equal mass"
-            yield "ece_mass", primary, few
-            yield "debiased_ece", primary, few
-        else:
-            yield "ece_mass", primary, resampling.ece_sample(*pair, primary, "mass")
-            yield "debiased_ece", primary, resampling.debiased_sample(*pair, primary)
-        yield "smooth_ece", 0, resampling.smooth_sample(*pair)
-        probability = np.exp(self.log_probability)
-        options = self.answer, weights, primary, self.n_options
-        found = resampling.classwise_sample(probability, *options)
-        yield "classwise_ece", primary, found
 
     def per_question(self) -> dict[str, np.ndarray]:
         """Quantities whose mean over questions is a metric, each of shape (..., n).
@@ -221,8 +199,9 @@ def metric_table(
         rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
         probability = np.exp(one.log_probability)
         outcomes = resampling.draw_outcomes(probability, uniform) if alone else None
-        errors = one.errors(weights, n_bins, min_count)
-        rows += [{"layer": layer, **_error_row(*error, outcomes)} for error in errors]
+        for name, bins, entry in registry.listed(n_bins, min_count):
+            row = {"layer": layer, "metric": name, "n_bins": bins}
+            rows.append({**row, **_error(entry, one, weights, bins, outcomes)})
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
 
 
@@ -314,19 +293,18 @@ def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]
     return rows
 
 
-def _error_row(metric: str, n_bins: int, sample, outcomes) -> dict:
-    row = {"metric": metric, "n_bins": n_bins}
+def _error(entry: registry.Binned, read: Readings, weights, n_bins: int, outcomes) -> dict:
+    """Value, interval and null floor of a binned error, or why there is none."""
+    sample = entry.resampled(read, weights, n_bins)
     if isinstance(sample, str):
-        return {**row, "value": np.nan, "reason": sample}
+        return {"value": np.nan, "reason": sample}
     if outcomes is None:
         floor = sample.null(None)
     else:
         correct, by_option = outcomes
-        floor = sample.null(by_option if metric == "classwise_ece" else [correct])
-    # a bin of one question is as good as known to its own resamples: no interval is honest
-    low, high = (np.nan, np.nan) if metric == "mce" else resampling.error_interval(sample)
+        floor = sample.null(by_option if entry.by_option else [correct])
+    low, high = resampling.error_interval(sample) if entry.bounded else (np.nan, np.nan)
     return {
-        **row,
         "value": sample.estimate,
         "ci_low": low,
         "ci_high": min(high, 1.0),

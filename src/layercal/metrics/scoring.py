@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import softmax
 
-from layercal.metrics import accuracy, calibration, differences, paired, resampling
+from layercal.metrics import accuracy, calibration, differences, paired, registry, resampling
 
 MIN_COUNT = 30  # samples of a bin from which on its gap can be resampled
 WORST = f"mce_min{MIN_COUNT}"
@@ -59,13 +59,13 @@ class Scoring:
     def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """ECE of one reading, and MCE where a bin is full enough, observed and resampled."""
         pair = confidence, correct.astype(float), self.weights, self.n_bins
-        worst = resampling.mce_sample(*pair, MIN_COUNT)
+        worst = registry.mce_sample(*pair, MIN_COUNT)
         found = {"ece": self.ece_sample(confidence, correct)}
         return found | ({WORST: worst} if worst else {})
 
     def ece_sample(self, confidence: np.ndarray, correct: np.ndarray) -> resampling.GapSample:
         """ECE of one reading, observed and resampled."""
-        return resampling.ece_sample(confidence, correct.astype(float), self.weights, self.n_bins)
+        return registry.ece_sample(confidence, correct.astype(float), self.weights, self.n_bins)
 
     def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """Accuracy and confidence of one reading, per question."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from layercal.metrics import calibration, resampling
+from layercal.metrics import registry, resampling
 from layercal.metrics.paired import losses, mean_change
 from layercal.metrics.scoring import Scoring
 from layercal.steering import baselines
@@ -262,25 +262,22 @@ def _of_controls(sweep: Sweep, mode: str) -> Iterator[dict]:
 
 def _measure(sweep: Sweep, logits: np.ndarray, with_interval: bool) -> list[dict]:
     confidence, correct = sweep.read(logits)
-    values = {
-        "ece": float(calibration.ece(confidence, correct, sweep.n_bins)),
-        "mce": float(calibration.mce(confidence, correct, sweep.n_bins)),
-        **{name: float(one.mean()) for name, one in sweep.means(confidence, correct).items()},
+    weights = sweep.weights if with_interval else None
+    none = np.nan, np.nan
+    found = {
+        name: entry.value(confidence, correct, weights, sweep.n_bins)
+        for name, entry in registry.BINNED.items()
+        if entry.dose
     }
-    bounds = dict.fromkeys(values, (np.nan, np.nan))
-    if with_interval:
-        # unfiltered, MCE has no honest interval
-        sample = sweep.ece_sample(confidence, correct)
-        bounds["ece"] = resampling.error_interval(sample)
-        for metric, one in sweep.means(confidence, correct).items():
-            bounds[metric] = resampling.interval(values[metric], sweep.resampled_mean(one))
-    bounds = {name: (max(low, 0.0), min(high, 1.0)) for name, (low, high) in bounds.items()}
+    for name, one in sweep.means(confidence, correct).items():
+        value = float(one.mean())
+        ends = resampling.interval(value, sweep.resampled_mean(one)) if with_interval else none
+        found[name] = value, *ends
+    found = {name: (value, max(a, 0.0), min(b, 1.0)) for name, (value, a, b) in found.items()}
     for name, one in losses(logits, sweep.answer).items():
-        values[name] = float(one.mean())
-        bounds[name] = (np.nan, np.nan)
-        if with_interval:
-            bounds[name] = mean_change(one, sweep.cluster).interval()
+        ends = mean_change(one, sweep.cluster).interval() if with_interval else none
+        found[name] = float(one.mean()), *ends
     return [
-        {"metric": name, "value": value, "ci_low": bounds[name][0], "ci_high": bounds[name][1]}
-        for name, value in values.items()
+        {"metric": name, "value": value, "ci_low": low, "ci_high": high}
+        for name, (value, low, high) in found.items()
     ]
