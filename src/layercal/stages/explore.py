@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from layercal import files, results, stages
 from layercal.report import explorer
-from layercal.steering import steered as readings
+from layercal.steering import steered
 from layercal.steering.tally import CONTROL
 
 TABLES = ("prompts", "options", "metrics", "phase", "directions", "sweep")
@@ -52,7 +52,7 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
     shown = [table["direction"].iloc[0], CONTROL]
     with safe_open(directions, "np") as fitted:
         fold = fitted.get_tensor("fold")
-    steered = {mode: readings.shown(run, shards, mode, fold) for mode in table["mode"].unique()}
+    by_mode = {mode: steered.shown(run, shards, mode, fold) for mode in table["mode"].unique()}
     return explorer.pair(
         *name.split("/"),
         run.prompts,
@@ -60,7 +60,7 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
         run.read(metrics),
         run.read(phase),
         table[table["direction"].isin(shown)],
-        steered,
+        by_mode,
     )
 
 
