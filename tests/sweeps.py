@@ -7,7 +7,7 @@ from scipy.special import softmax
 from layercal.metrics.readings import Group
 from layercal.steering import evaluation, tally, verdicts
 from layercal.steering.fitted import Direction
-from layercal.steering.interventions import Steered
+from layercal.steering.steered import Steered
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
 PRIMARY = Direction(name="update-mean", kind="estimator", estimator="update-mean")

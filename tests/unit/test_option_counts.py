@@ -12,7 +12,7 @@ from layercal.metrics import calibration, readings, resampling
 from layercal.model import lens
 from layercal.prompts import rotation
 from layercal.steering import evaluation
-from layercal.steering.interventions import Steered
+from layercal.steering.steered import Steered
 
 COUNTS = np.array([4, 3, 5, 2, 4, 10] * 20)
 

@@ -80,6 +80,7 @@ rule measure_calibration:
                 "metrics/differences",
                 "metrics/phase",
                 "metrics/readings",
+                "metrics/registry",
                 "metrics/resampling",
                 "results",
                 "sources/questions",

@@ -21,7 +21,7 @@ def main() -> None:
     made.add_argument("--shard", type=int, required=True)
     made.add_argument("--directions", type=Path, required=True, help="directions.safetensors")
     made.add_argument("--alphas", type=float, nargs="+", required=True)
-    made.add_argument("--modes", nargs="+", choices=sorted(interventions.READ_LAYER), required=True)
+    made.add_argument("--modes", nargs="+", choices=sorted(steered.READ_LAYER), required=True)
     made.add_argument("--n-bins", type=int, default=10, help="of the ECE of the controls")
     made.add_argument("--chunk", type=int, default=512, help="settings in one pass; bounds memory")
     made.add_argument("--out", type=Path, required=True, help="logits (safetensors) to write")

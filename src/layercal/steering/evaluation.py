@@ -13,7 +13,7 @@ from layercal.metrics.paired import losses, mean_change
 from layercal.metrics.scoring import Scoring
 from layercal.steering import baselines
 from layercal.steering.fitted import Direction
-from layercal.steering.interventions import READ_LAYER, Steered
+from layercal.steering.steered import READ_LAYER, Steered
 from layercal.steering.tally import ALL_CONTROLS, CONTROL, Tally
 
 GROWTH_TEMPERATURE = "temperature of equal growth"

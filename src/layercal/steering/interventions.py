@@ -10,20 +10,13 @@ with the final norm live, and with its scale frozen at that of the unsteered str
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from layercal.model import LensModel, Prefix
 from layercal.steering.fitted import Fitted, Variant
-
-READ_LAYER = {
-    "lens": lambda layer, final: layer,
-    "through-network": lambda layer, final: final,
-    "all-positions": lambda layer, final: final,
-}
+from layercal.steering.steered import READ_LAYER, Steered
 
 
 def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
@@ -73,33 +66,6 @@ INTERVENTIONS: dict[str, Callable] = {
     "rotate": rotate,
     "rescale": rescale,
 }
-
-
-@dataclass
-class Steered:
-    """Readings of prompts that are steered in one mode; of one prompt without the axis n.
-
-    Attributes
-    ----------
-    fitted : array or Tensor, shape (n, variants, K, layers, alphas, n_options)
-        Logits, -inf where a question has no such option. ``[:, :, f]`` is steered by fits that saw
-        neither fold f nor the question's own.
-    frozen : array or Tensor, shape (n, variants, K, layers, alphas, n_options)
-        The same with the final norm's scale frozen at that of the unsteered stream.
-    controls : array or Tensor, shape (n, R, layers, alphas, n_options)
-        Under matched controls; all of them of one prompt, the first of many.
-    growth : array or Tensor, shape (n, K, layers, alphas)
-        By what the primary direction grows the scale that the final norm divides by.
-    """
-
-    fitted: np.ndarray | Tensor
-    frozen: np.ndarray | Tensor
-    controls: np.ndarray | Tensor
-    growth: np.ndarray | Tensor
-
-    def take(self, rows: np.ndarray) -> Steered:
-        """Keep only some of the prompts."""
-        return Steered(**{name: one[rows] for name, one in vars(self).items()})
 
 
 @torch.inference_mode()

@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from torch import Tensor
-from torch.nn.functional import pad
 
 from layercal import results
 from layercal.steering import tally
-from layercal.steering.interventions import READ_LAYER, Steered
 
-NAMES = [one.name for one in fields(Steered)]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# mode -> layer that is read where another is steered
+READ_LAYER = {
+    "lens": lambda layer, final: layer,
+    "through-network": lambda layer, final: final,
+    "all-positions": lambda layer, final: final,
+}
+
+
+@dataclass
+class Steered:
+    """Readings of prompts that are steered in one mode; of one prompt without the axis n.
+
+    Attributes
+    ----------
+    fitted : array or Tensor, shape (n, variants, K, layers, alphas, n_options)
+        Logits, -inf where a question has no such option. ``[:, :, f]`` is steered by fits that saw
+        neither fold f nor the question's own.
+    frozen : array or Tensor, shape (n, variants, K, layers, alphas, n_options)
+        The same with the final norm's scale frozen at that of the unsteered stream.
+    controls : array or Tensor, shape (n, R, layers, alphas, n_options)
+        Under matched controls; all of them of one prompt, the first of many.
+    growth : array or Tensor, shape (n, K, layers, alphas)
+        By what the primary direction grows the scale that the final norm divides by.
+    """
+
+    fitted: np.ndarray | Tensor
+    frozen: np.ndarray | Tensor
+    controls: np.ndarray | Tensor
+    growth: np.ndarray | Tensor
+
+    def take(self, rows: np.ndarray) -> Steered:
+        """Keep only some of the prompts."""
+        return Steered(**{name: one[rows] for name, one in vars(self).items()})
 
 
 class Recorder:
@@ -39,7 +71,9 @@ class Recorder:
 
     def keep(self, name: str, logits: Tensor) -> None:
         """Keep logits (..., options) of the next prompt."""
-        padded = pad(logits, (0, self.n_options - logits.shape[-1]), value=-torch.inf)
+        from torch.nn.functional import pad
+
+        padded = pad(logits, (0, self.n_options - logits.shape[-1]), value=-np.inf)
         self.kept.setdefault(name, []).append(padded)
 
     def add(self, row: int, answer: int, read: dict[str, Steered]) -> None:
@@ -60,6 +94,8 @@ class Recorder:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that was kept, by the names under which it is saved."""
+        import torch
+
         sums = {
             _key(mode, "sums"): torch.from_numpy(one).float() for mode, one in self.sums.items()
         }
@@ -88,14 +124,17 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict, np.ndarra
     InputError
         As of :meth:`layercal.results.Run.shards`.
     """
+    import torch
+
     shards, order = run.shards(paths)
+    names = [one.name for one in fields(Steered)]
 
     def gathered(name: str) -> np.ndarray:
         return torch.cat([shard.pop(name) for shard in shards])[order].numpy()
 
     modes = [mode for mode in READ_LAYER if _key(mode, "fitted") in shards[0]]
     steered = {
-        mode: Steered(**{name: gathered(_key(mode, name)) for name in NAMES}) for mode in modes
+        mode: Steered(**{name: gathered(_key(mode, name)) for name in names}) for mode in modes
     }
     sums = {mode: sum(shard[_key(mode, "sums")] for shard in shards).numpy() for mode in modes}
     return steered, sums, gathered("without") if "without" in shards[0] else None

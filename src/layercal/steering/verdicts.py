@@ -11,7 +11,7 @@ from layercal.metrics.readings import Group
 from layercal.steering import baselines
 from layercal.steering.evaluation import GROWTH_TEMPERATURE, Sweep
 from layercal.steering.fitted import BASELINE, Direction
-from layercal.steering.interventions import READ_LAYER
+from layercal.steering.steered import READ_LAYER
 from layercal.steering.tally import rank_p
 
 # a layer that is named beforehand, or chosen with the scale, on the same questions (then each fold

@@ -15,7 +15,7 @@ from layercal.metrics import accuracy, phase, readings, resampling
 from layercal.report import figures, plates
 from layercal.stages.figure import latex
 from layercal.steering import dimensions, evaluation, verdicts
-from layercal.steering.interventions import Steered
+from layercal.steering.steered import Steered
 from layercal.steering.tally import ALL_CONTROLS
 
 

@@ -7,7 +7,7 @@ import torch
 
 from layercal.results import Run
 from layercal.steering import steered, tally
-from layercal.steering.interventions import Steered
+from layercal.steering.steered import Steered
 
 COUNTS = [4, 4, 2, 4, 3, 4]  # options of each question
 FOLD = np.array([0, 1, 2, 1, 0, 2])
