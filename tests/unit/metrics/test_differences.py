@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from layercal.metrics import differences, registry, resampling
+from layercal.metrics import calibration, differences, registry, resampling
 
 
 def sample(rng, n):
@@ -61,7 +61,7 @@ def test_what_hardly_differs_is_not_told_apart(n, scale, factor):
         a, b = (read(logits * by, answer, weights) for by in (scale * factor, scale))
         found = differences.error_difference(a, b)
         moved = [softmax(scale * by * logits, -1).max(-1) for by in (factor, 1)]
-        crossed = resampling.bin_index(moved[0], 10) != resampling.bin_index(moved[1], 10)
+        crossed = calibration.bin_index(moved[0], 10) != calibration.bin_index(moved[1], 10)
         assert found.low <= 0 <= found.high
         if crossed.any():  # one question more in a bin is a difference that can be seen
             assert found.p > 0.1
@@ -112,7 +112,7 @@ def test_interval_is_within_what_can_differ(seed, noise):
     (c, y), (d, z) = (
         (softmax(one, -1).max(-1), one.argmax(-1) == answer) for one in (logits, other)
     )
-    crosses = resampling.bin_index(c, 10) != resampling.bin_index(d, 10)
+    crosses = calibration.bin_index(c, 10) != calibration.bin_index(d, 10)
     apart = np.where(crosses, np.abs(y - c) + np.abs(z - d), np.abs(c - d) + (y != z))
     farthest = apart.mean() + 2.3 * apart.std() / np.sqrt(n)
     rounding = 1e-12
