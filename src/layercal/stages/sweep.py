@@ -58,9 +58,10 @@ def stage(args) -> None:
         accuracy_level=1 - family.level_of(claims.ACCURACY_KEPT),
         pairs=args.pairs,
     )
-    by_name = {str(group): inside for group, inside in groups.items()}
-    sources = {one: one.fitted_on for one in sweep.directions if one.fitted_on in by_name}
-    of_kind = {name: one for name, one in by_name.items() if name in sources.values()}
+    by_name = {str(group): group for group in groups}
+    fitted_on = {one: by_name.get(one.fitted_on) for one in sweep.directions}
+    sources = {one: group for one, group in fitted_on.items() if group}
+    of_kind = {one: inside for one, inside in groups.items() if one in sources.values()}
     summary = {
         "claims": claims.claims(phase, rows, by_rank, family),
         "verdicts": rows,

@@ -318,7 +318,7 @@ def _share_in_words(found: dict, name: str) -> str | None:
 
 
 def transfer(
-    sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[Direction, str]
+    sweep: Sweep, groups: dict[Group, np.ndarray], sources: dict[Direction, Group]
 ) -> list[dict]:
     """Score what was fitted on one group of the questions on each of the groups.
 
@@ -330,15 +330,15 @@ def transfer(
     ----------
     sweep : Sweep
     groups : dict of array of bool, shape (n,)
-    sources : dict of str
+    sources : dict of Group
         Direction -> the group that it was fitted on.
 
     Returns
     -------
     list of dict
-        ``fitted_on``, ``scored_on``, ``mode``, ``layer``, ``n``, scores before and after, changes
-        with paired 95 % intervals, rank among the matched controls. No row is part of a family of
-        tests: they describe.
+        ``fitted_on`` and ``scored_on``, with their names alone as ``source`` and ``target``;
+        ``mode``, ``layer``, ``n``, scores before and after, changes with paired 95 % intervals,
+        rank among the matched controls. No row is part of a family of tests: they describe.
     """
     parts = {target: sweep.take(inside) for target, inside in groups.items()}
     rows = []
@@ -349,7 +349,9 @@ def transfer(
                 logits = sweep.settings(sweep.by_fold(mode, direction), [place])
                 after = sweep.scored(logits, sweep.choose(logits, among=groups[source]))
                 for target, inside in groups.items():
-                    head = {"fitted_on": source, "scored_on": target, "mode": mode, "layer": layer}
+                    head = {"fitted_on": str(source), "source": source.name}
+                    head |= {"scored_on": str(target), "target": target.name}
+                    head |= {"mode": mode, "layer": layer}
                     found = parts[target].changes(before[inside], after[inside])
                     learnt = parts[source].controls
                     of_controls = parts[target].controls.changes(mode, [place], learnt)

@@ -55,9 +55,13 @@ def tables(rng):
     directions = pd.DataFrame(
         {"layer": np.tile(range(1, 6), 2), "cosine": rng.random(10), "name": "update-mean"}
     )
-    halves = {"category:A": np.arange(60) < 30, "category:B": np.arange(60) >= 30}
+    first = np.arange(60) < 30
+    halves = {
+        readings.Group("category", name): inside
+        for name, inside in zip("AB", (first, ~first), strict=True)
+    }
     rows = [
-        {**row, "fitted_on": source}
+        row
         for source in halves
         for row in verdicts.transfer(made, halves, {PRIMARY: source})
         if row["layer"] == 4

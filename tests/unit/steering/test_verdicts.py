@@ -120,9 +120,10 @@ def test_transfer_takes_its_scale_from_the_source_alone(rng):
     made = sweep(rng, HELPS, part=half, control_factors=np.array([HELPS]))
     for logits in logits_of(made):
         logits[~half] = logits[~half][:, :, :, :, [3, 1, 1, 0]]
-    groups = {"helps": half, "harms": ~half}
-    rows = verdicts.transfer(made, groups, {PRIMARY: "helps"})
-    assert [row["scored_on"] for row in rows] == ["helps", "harms"]
+    helps, harms = (Group("category", name) for name in ("helps", "harms"))
+    rows = verdicts.transfer(made, {helps: half, harms: ~half}, {PRIMARY: helps})
+    assert [row["target"] for row in rows] == ["helps", "harms"]
+    assert {(row["source"], row["fitted_on"]) for row in rows} == {("helps", "category:helps")}
     assert rows[0]["nll_change_high"] < 0 and rows[0]["n"] == 300
     assert rows[1]["nll_after"] > rows[0]["nll_after"]
     read = softmax(made.steered["through-network"].fitted[half, 0, 0, 0, 3], -1)
