@@ -136,9 +136,9 @@ class Binned:
 
     Attributes
     ----------
-    sample : function (confidence, correct, weights[, n_bins]) -> GapSample or None
-        None where there is no such error. If ``by_option``, of (probability, answer, weights,
-        n_bins, n_options).
+    sample : function (confidence, correct, weights, n_bins) -> GapSample or None
+        Without the last if unbinned; None where there is no such error. If ``by_option``, of
+        (probability, answer, weights, n_bins, n_options).
     estimate : function (confidence, correct, n_bins) -> float, optional
         The error alone, from :mod:`layercal.metrics.calibration`; that of the sample if left out.
     bins : {"each", "primary", "unbinned"}
@@ -179,14 +179,14 @@ class Binned:
         weights : array, shape (draws, n)
         n_bins : int
         """
-        bins = () if self.bins == UNBINNED else (n_bins,)
         if self.by_option:
             probability = np.exp(read.log_probability)
-            return self.sample(probability, read.answer, weights, *bins, read.n_options)
+            return self.sample(probability, read.answer, weights, n_bins, read.n_options)
         n = len(read.answer)
         if self.equal_mass and n < n_bins:
             return f"{n} questions cannot fill {n_bins} bins of equal mass"
-        found = self.sample(read.confidence, read.correct.astype(float), weights, *bins)
+        pair = read.confidence, read.correct.astype(float)
+        found = self.sample(*pair, weights, *self._bins(n_bins))
         if found is None:
             return f"no bin holds {self.sample.keywords['min_count']} questions"
         return found
@@ -205,12 +205,19 @@ class Binned:
         -------
         value, low, high : float
         """
-        estimate, ends = self.estimate, (np.nan, np.nan)
-        if estimate is None or (self.bounded and weights is not None):
+        bins, with_interval = self._bins(n_bins), self.bounded and weights is not None
+        value, ends = None, (np.nan, np.nan)
+        if self.estimate:
+            value = self.estimate(confidence, correct, *bins)
+        if value is None or with_interval:
             drawn = np.empty((0, len(correct)), np.float32) if weights is None else weights
-            sample = self.sample(confidence, correct.astype(float), drawn, n_bins)
-            ends = error_interval(sample) if self.bounded and weights is not None else ends
-        return float(estimate(confidence, correct, n_bins) if estimate else sample.estimate), *ends
+            sample = self.sample(confidence, correct.astype(float), drawn, *bins)
+            value = sample.estimate if value is None else value
+            ends = error_interval(sample) if with_interval else ends
+        return float(value), *ends
+
+    def _bins(self, n_bins: int) -> tuple[int, ...]:
+        return () if self.bins == UNBINNED else (n_bins,)
 
 
 BINNED = {

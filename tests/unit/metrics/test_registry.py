@@ -8,22 +8,23 @@ from layercal.metrics import readings, registry
 from layercal.steering import evaluation
 
 
-@pytest.fixture
-def entered(monkeypatch):
+@pytest.fixture(params=[registry.EACH, registry.UNBINNED])
+def entered(request, monkeypatch):
     """ECE of one bin, which is the absolute mean gap, as a further error."""
 
-    def sample(confidence, correct, weights, n_bins):
+    def sample(confidence, correct, weights, n_bins=1):
         return registry.ece_sample(confidence, correct, weights, 1)
 
-    entry = registry.Binned(sample=sample, bins=registry.EACH, dose=True)
+    entry = registry.Binned(sample=sample, bins=request.param, dose=True)
     monkeypatch.setitem(registry.BINNED, "one_bin", entry)
+    return [10, 15] if request.param == registry.EACH else [0]
 
 
 def test_a_new_error_is_in_the_metrics(entered, rng):
     read = readings.Readings(rng.normal(size=(2, 90, 4)), rng.integers(0, 4, 90), {})
     table = readings.metric_table(read, [10, 15], [1], 100, 0)
     rows = table[table["metric"] == "one_bin"]
-    assert rows["n_bins"].tolist() == [10, 15] * 2
+    assert rows["n_bins"].tolist() == entered * 2
     gap = table[table["metric"] == "signed_gap"].set_index("layer")["value"].abs()
     np.testing.assert_allclose(rows["value"], gap[rows["layer"]], atol=1e-6)
     assert (rows["ci_low"] <= rows["ci_high"]).all() and (rows["null_mean"] > 0).all()
