@@ -56,7 +56,7 @@ def test_artefacts(study):
     layers = 31  # 30 blocks
     assert len(prompts) == 40 and prompts["shard"].nunique() == 3
     assert len(options) == 40 * layers
-    assert sum(len(shard["lens"]) for shard in shards) == 40
+    assert sum(len(shard["lens/fitted"]) for shard in shards) == 40
 
     # what the tables say, computed again from the logits
     final = options[options["layer"] == layers - 1]

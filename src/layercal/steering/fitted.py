@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, tensor
 
-from layercal import results
+from layercal import InputError, results
 
 # only estimators are candidates for a claim; each kind is a family of its own in Holm's correction
 ESTIMATOR, TRANSFER, CONTROL, BASELINE = "estimator", "transfer", "control", "baseline"
@@ -115,8 +115,20 @@ class Fitted:
 
     @classmethod
     def load(cls, run: results.Run, path: Path) -> Fitted:
-        """Read what :meth:`save` wrote; errors as of :meth:`layercal.results.Run.check`."""
-        tensors, fields = run.read(path), json.loads(results.about(path)["directions"])
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            As of :meth:`layercal.results.Run.check`, or if it does not say what its vectors are.
+        """
+        tensors, about = run.read(path), results.about(path)
+        if "directions" not in about:
+            raise InputError(
+                f"{path} does not say what its directions are, so it is of an earlier version; "
+                "delete it and run again, which makes it anew"
+            )
+        fields = json.loads(about["directions"])
         fits = [tensors.pop(f"fits/{place}") for place in range(len(fields))]
         directions = dict(zip((Direction(**one) for one in fields), fits, strict=True))
         layers = tensors.pop("layers").tolist()

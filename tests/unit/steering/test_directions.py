@@ -8,6 +8,7 @@ from families import tiny
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from layercal import InputError
 from layercal.metrics import calibration
 from layercal.metrics.phase import decision_layer
 from layercal.model import LensModel
@@ -355,3 +356,6 @@ def test_what_directions_are_is_saved_with_their_vectors(tmp_path):
     done = [one.direction for one in read.variants()]
     assert done == [*some[:3], *map(plain.as_control, ("subtract", "rotate", "rescale")), some[3]]
     assert [one.fitted_on for one in some] == [None, "category:STEM", None, None]
+    run.write(path, {"fold": torch.tensor([0])})
+    with pytest.raises(InputError, match="does not say what its directions are"):
+        Fitted.load(run, path)
