@@ -77,9 +77,9 @@ def test_artefacts(study):
     assert not phase["exists"] and "No phase is claimed" in phase["reason"]
 
     # unsteered, the masked pass on a prefix reads what the batched extraction read
-    steered = np.concatenate([shard["through-network"] for shard in shards])
+    steered = np.concatenate([shard["through-network/fitted"] for shard in shards])
     alphas = yaml.safe_load((study / "config/config.yaml").read_text())["steering"]["alphas"]
-    unsteered = steered[:, 0, 0, alphas.index(0)]
+    unsteered = steered[:, 0, 0, 0, alphas.index(0)]
     np.testing.assert_allclose(unsteered, logits, atol=1e-3)
 
 
