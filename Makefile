@@ -1,5 +1,5 @@
 # make study   set up and run the study         (make study CONFIG=config/other.yaml ARGS="-n")
-# make test    set up and run the tests
+# make test    set up and run the tests           (make test-unit: only those that take seconds each)
 # make hydrate pull finished results from the DVC remote, so that nothing of them is run again
 # make verify  compare the results with the committed numbers, within tolerances
 # make bench   time the library against what else one would use (make bench-gpu: on a GPU)
@@ -7,11 +7,12 @@
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
+TESTS := --numprocesses logical --maxprocesses 4
 VENV := .venv
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup study hydrate verify test lint bench bench-gpu
+.PHONY: setup study hydrate verify test test-unit lint bench bench-gpu
 
 study: $(READY)
 	snakemake --configfile $(CONFIG) $(ARGS)
@@ -27,8 +28,12 @@ hydrate: $(READY)
 verify: $(READY)
 	python -m layercal.verify
 
+# a process for each core; one test after another: pytest
 test: $(READY)
-	pytest
+	pytest $(TESTS)
+
+test-unit: $(READY)
+	pytest $(TESTS) tests/unit
 
 lint: $(READY)
 	ruff check .

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
-from sweeps import PRIMARY
+from sweeps import PRIMARY, tallied
 
 from layercal import InputError, model
 from layercal.metrics import calibration, readings, resampling
@@ -93,11 +93,12 @@ def test_steering_is_judged_on_the_own_options(mixed):
     logits, answer = mixed
     steered = np.stack([logits, logits / 2], 1)[:, None, None, None]
     fitted = np.repeat(steered, 3, 2)  # n, variants, folds, layers, alphas, options
+    fold = np.arange(len(answer)) % 3
     made = evaluation.Sweep(
         steered={"lens": Steered(fitted, fitted, steered[:, 0], np.ones((len(answer), 3, 1, 2)))},
-        controls=None,
+        controls=tallied(steered[:, 0], answer, fold, alphas=[0.0, 1.0]),
         answer=answer,
-        fold=np.arange(len(answer)) % 3,
+        fold=fold,
         cluster=np.arange(len(answer)),
         norms=np.ones(3),
         directions=[PRIMARY],

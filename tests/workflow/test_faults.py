@@ -175,7 +175,11 @@ def test_two_runs_at_once(study):
     log.unlink()
     first = start(study, "extract")
     wait_for(log.exists, first)
-    second = snakemake(study, "extract")
+    os.killpg(first.pid, signal.SIGSTOP)  # so that it is at work for as long as the second starts
+    try:
+        second = snakemake(study, "extract")
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
     assert second.returncode == 1
     assert f"another run is at work in {study}; wait until it has finished" in second.said
     assert first.wait() == 0

@@ -19,7 +19,6 @@ from layercal.steering.tally import rank_p
 FIXED, CHOSEN, SELECTED = "fixed", "chosen", "selected"
 LEVEL = 0.05  # of p-values after Holm's correction
 AT_CHANCE = "at chance, nothing is claimed"
-BASELINES = (*baselines.BASELINES, GROWTH_TEMPERATURE)
 
 
 def summarise(

@@ -167,7 +167,9 @@ def test_dvc_depends_on_what_the_config_names(place):
     dvc.write_text(written)
     local.check_dependencies(found, dvc)
     dvc.write_text(text)
-    with pytest.raises(InputError, match=r"list mmlu, model, p\.j2, .* python -m layercal\.local"):
+    with pytest.raises(
+        InputError, match=r"list mmlu, model, p\.j2, .* python -m layercal\.sources\.local"
+    ):
         local.check_dependencies(found, dvc)
 
 

@@ -8,7 +8,7 @@ from sweeps import PRIMARY, logits_of, steered, sweep
 
 from layercal.metrics import calibration, resampling
 from layercal.metrics.readings import Group
-from layercal.steering import verdicts
+from layercal.steering import baselines, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
 
@@ -47,7 +47,7 @@ def test_baselines_stand_beside(rng):
     made = sweep(rng, HELPS)
     rows = verdicts.summarise({Group(): (made, True)})
     by_name = {row["direction"]: row for row in rows}
-    assert set(by_name) == {"update-mean", *verdicts.BASELINES}
+    assert set(by_name) == {"update-mean", *baselines.BASELINES, "temperature of equal growth"}
     grown = by_name["temperature of equal growth"]
     assert grown["kind"] == "baseline" and grown["alphas"] == [1, 1, 1]
     assert grown["nll_after"] == pytest.approx(by_name["update-mean"]["nll_after"])
