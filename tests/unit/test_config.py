@@ -74,7 +74,7 @@ def test_there_are_controls_enough_for_the_claims_of_a_study(name):
     config = read(f"config/{name}.yaml")
     modes = config["steering"].get("modes", CONFIG["steering"]["modes"])
     family = claims.Family(len(config["models"]) * len(config["questions"]), len(modes))
-    level = family.level_of("it does so more than matched random directions")
+    level = family.level_of(claims.BEYOND_CONTROLS)
     assert 1 / (1 + config["directions"]["random"]) <= level
 
 
