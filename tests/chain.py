@@ -148,7 +148,6 @@ class Chain:
             "alphas": [0.0, 1.0],
             "min_group": 10,
             "draws": 100,
-            **FITTED,
             "sweep": self.path("sweep.parquet"),
             "summary": self.path("summary.json"),
         }

@@ -106,7 +106,7 @@ def test_there_are_controls_enough_for_the_claims_of_a_study(name, in_project):
     config = study.own_config([f"config/{name}.yaml"])
     pairs = len(config["models"]) * len(config["questions"])
     family = claims.Family(pairs, len(config["steering"]["modes"]))
-    level = family.level_of("it does so more than matched random directions")
+    level = family.level_of(claims.BEYOND_CONTROLS)
     assert 1 / (1 + config["directions"]["random"]) <= level
 
 

@@ -246,7 +246,7 @@ def described(groups: dict[str, np.ndarray], metrics: pd.DataFrame) -> list[dict
 def picked_groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Groups of a page: all, categories, languages; subjects are too many and too small."""
     found = readings.groups(prompts)
-    return {name: rows for name, rows in found.items() if not name.startswith("subject:")}
+    return {str(group): rows for group, rows in found.items() if group.kind != "subject"}
 
 
 def pair(

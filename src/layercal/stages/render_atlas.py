@@ -152,7 +152,7 @@ def row(report: str, shown: pd.DataFrame, phase: dict, summary: dict) -> dict:
         "correction phase": 2 * ("exists" if phase["exists"] else "not claimed",),
     }
     for claim in summary["claims"]:
-        if claim.get("change") == "nll":
+        if claim["key"] == "lowers-nll":
             numbers = claim["value"], claim["ci_low"], claim["ci_high"]
             found[f"NLL change by steering, {claim['mode']}"] = _number(*numbers, sign="+")
     return found

@@ -7,13 +7,15 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from sweeps import tallied
+from sweeps import PRIMARY, tallied
 
 from layercal import InputError
-from layercal.metrics import accuracy, phase, readings, resampling, scoring
+from layercal.ablation.table import Ablated, ablations
+from layercal.metrics import accuracy, phase, readings, resampling
 from layercal.report import figures, plates
 from layercal.stages.draw_figures import latex
 from layercal.steering import dimensions, evaluation, verdicts
+from layercal.steering.steered import Steered
 from layercal.steering.tally import ALL_CONTROLS
 
 
@@ -32,21 +34,20 @@ def tables(rng):
     metrics = metrics.assign(lens="logit", order="as-is")
     weights = resampling.resample_weights(60, 100, 0)
     known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
-    found = phase.detect(read.confidence, read.correct, weights, known)
+    found = phase.detect(read.confidence, read.correct, weights, known).to_json()
     steered, fold = rng.normal(size=(60, 4, 2, 3, 4)), np.arange(60) % 3
+    fitted = steered[:, None, :3]
     made = evaluation.Sweep(
-        logits=dict.fromkeys(["lens", "lens-frozen"], steered),
-        growth={"lens": np.ones((60, 3, 2, 3))},
+        steered={"lens": Steered(fitted, fitted, steered[:, 3:], np.ones((60, 3, 2, 3)))},
         controls=tallied(steered, read.answer, fold, np.arange(60) < 30, [-1.0, 0.0, 1.0]),
         answer=read.answer,
         fold=fold,
         cluster=np.arange(60),
         norms=np.ones(6),
-        variants=["update-mean"],
+        directions=[PRIMARY],
         layers=[4, 5],
         alphas=[-1.0, 0.0, 1.0],
         accuracy_margin=0.02,
-        n_folds=3,
         n_bins=10,
         draws=100,
         seed=0,
@@ -54,11 +55,15 @@ def tables(rng):
     directions = pd.DataFrame(
         {"layer": np.tile(range(1, 6), 2), "cosine": rng.random(10), "name": "update-mean"}
     )
-    halves = {"category:A": np.arange(60) < 30, "category:B": np.arange(60) >= 30}
+    first = np.arange(60) < 30
+    halves = {
+        readings.Group("category", name): inside
+        for name, inside in zip("AB", (first, ~first), strict=True)
+    }
     rows = [
-        {**row, "fitted_on": source}
+        row
         for source in halves
-        for row in verdicts.transfer(made, halves, {"update-mean": source})
+        for row in verdicts.transfer(made, halves, {PRIMARY: source})
         if row["layer"] == 4
     ]
     logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None, None].repeat(3, 1)
@@ -73,9 +78,11 @@ def tables(rng):
         for rule in ("k=3", "energy=0.9")
     )
     parts = {
-        f"{part} {b}": rng.normal(size=(60, 4)) for b in (4, 5) for part in ("attention", "mlp")
+        Ablated(name=f"{part} {b}", what="block", block=b, part=part): rng.normal(size=(60, 4))
+        for b in (4, 5)
+        for part in ("attention", "mlp")
     }
-    ablated = pd.DataFrame(scoring.ablations(made, read.logits[5], parts))
+    ablated = pd.DataFrame(ablations(made, read.logits[5], parts))
     return metrics, found, *steered, shares, ablated
 
 
@@ -234,30 +241,34 @@ def test_groups_count_clusters_and_not_copies(rng):
     read = readings.Readings(
         rng.normal(size=(2, n, 4)), rng.integers(0, 4, n), {}, cluster.astype(int)
     )
-    groups = {"all": np.ones(n, bool), "copies": cluster == 0, "few": cluster > 40}
-    groups["single"] = (cluster > 0) & (cluster <= 40)
+    masks = {"copies": cluster == 0, "few": cluster > 40, "single": (cluster > 0) & (cluster <= 40)}
+    groups = {readings.Group("subject", name): rows for name, rows in masks.items()}
+    groups = {readings.Group(): np.ones(n, bool), **groups}
     table = readings.group_table(read, groups, 10, ([10], [1], 100, 0))
     measured = table[table["value"].notna()]
-    assert set(measured["group"]) == {"all", "single"}
-    assert set(table.loc[table["group"] == "copies", "reason"]) == {
+    assert set(measured["group"]) == {"all", "subject:single"}
+    assert set(measured["group_kind"]) == {"all", "subject"}
+    assert set(table.loc[table["group_name"] == "copies", "reason"]) == {
         "40 questions in 1 cluster(s), fewer than 10"
     }
-    assert set(table.loc[table["group"] == "few", "reason"]) == {
+    assert set(table.loc[table["group_name"] == "few", "reason"]) == {
         "36 questions in 9 cluster(s), fewer than 10"
     }
     with pytest.raises(
         InputError, match=r"40 questions in 1 cluster\(s\) in all, fewer than the 2"
     ):
-        one = {"all": np.ones(40, bool)}
+        one = {readings.Group(): np.ones(40, bool)}
         readings.group_table(read.take(cluster == 0), one, 2, ([10], [1], 100, 0))
 
 
 def test_languages_are_groups_of_their_own():
     prompts = pd.DataFrame({"subject": "s", "category": "c", "language": ["de", "th", "de"]})
     found = readings.groups(prompts)
-    assert list(found) == ["all", "category:c", "subject:s", "language:de", "language:th"]
-    assert found["language:de"].tolist() == [True, False, True]
-    assert "language:de" not in readings.groups(prompts[prompts["language"] == "de"])
+    named = ["all", "category:c", "subject:s", "language:de", "language:th"]
+    assert list(map(str, found)) == named
+    german = readings.Group("language", "de")
+    assert found[german].tolist() == [True, False, True]
+    assert german not in readings.groups(prompts[prompts["language"] == "de"])
 
 
 def test_groups_too_small_to_measure_are_not_drawn(tables):
