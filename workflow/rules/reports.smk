@@ -225,7 +225,7 @@ rule draw_workflow:
         ],
         code=expand(
             "src/layercal/{module}.py",
-            module=["report/figures", "stages/rulegraph"],
+            module=["files", "report/figures", "results", "stages/rulegraph"],
         ),
     output:
         png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),

@@ -10,6 +10,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from layercal.results import select
+
 INK, GREY = "#222222", "#9a9a9a"
 PALETTE = sns.color_palette("colorblind")
 ACCURACY, CONFIDENCE, ERROR = PALETTE[0], PALETTE[1], PALETTE[3]
@@ -54,9 +56,7 @@ def _pick(
     metrics: pd.DataFrame, metric: str, group: str = "all", lens: str = "logit"
 ) -> pd.DataFrame:
     """Rows of one metric at its primary number of bins and option order, by layer."""
-    rows = metrics[(metrics["metric"] == metric) & (metrics["group"] == group)]
-    rows = rows[(rows["lens"] == lens) & (rows["order"] == rows["order"].iloc[0])]
-    return rows[rows["n_bins"] == rows["n_bins"].iloc[0]].sort_values("layer")
+    return select(metrics, metric, group, lens).sort_values("layer")
 
 
 def _band(axis, rows: pd.DataFrame, color, label: str, marker: str = "o") -> None:
@@ -218,7 +218,7 @@ def letters(metrics: pd.DataFrame, phase: dict, answers: pd.Series) -> Figure:
     Parameters
     ----------
     metrics : DataFrame
-        ``metrics.parquet``.
+        Rows of ``metrics.parquet`` in one order of the options.
     phase : dict
         ``phase.json``.
     answers : Series
@@ -232,7 +232,7 @@ def letters(metrics: pd.DataFrame, phase: dict, answers: pd.Series) -> Figure:
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     axis = figure.subplots()
     for place, (letter, share) in enumerate(answers.items()):
-        rows = _pick(metrics, f"predicted_{letter}")
+        rows = metrics[metrics["metric"] == f"predicted_{letter}"].sort_values("layer")
         _band(axis, rows, label=f"{letter} (right answer in {share:.0%})", **look(place))
     _mark_phase(axis, phase)
     axis.set(xlabel="layer (0: embedding)", ylabel="share of predictions", ylim=(0, 1))

@@ -109,15 +109,9 @@ def claims(summary: dict) -> pd.DataFrame:
 
 def _rows(metrics: pd.DataFrame, order: str, names: list[str], groups=("all",)) -> pd.DataFrame:
     """Rows of some metrics at the primary number of bins."""
-    chosen = metrics["metric"].isin(names) & metrics["group"].isin(groups)
-    chosen &= metrics["order"].eq(order) & metrics["n_bins"].isin([0, primary_bins(metrics)])
+    parts = [results.select(metrics, names, groups, lens, order) for lens in ("logit", "tuned")]
     columns = ["group", "lens", "metric", "n_bins", "layer", "value", "ci_low", "ci_high"]
-    return metrics.loc[chosen, [*columns, "null_mean", "null_high", "n"]]
-
-
-def primary_bins(metrics: pd.DataFrame) -> int:
-    """Primary number of bins of ``metrics.parquet``."""
-    return int(metrics.loc[metrics["metric"] == "ece", "n_bins"].iloc[0])
+    return pd.concat(parts)[[*columns, "null_mean", "null_high", "n"]]
 
 
 def _logit(t, names: list[str], groups=("all",)) -> pd.DataFrame:
@@ -167,9 +161,8 @@ def _letters(t) -> Plate:
     answers = pd.Series({one: counts.get(place, 0.0) for place, one in enumerate(letters)})
     # with all rotations, letters are those of the options as they were shown
     order = next(o for o in t.metrics["order"].unique() if o != "averaged")
-    metrics = t.metrics[t.metrics["order"] == order]
     names = [f"predicted_{letter}" for letter in answers.index]
-    rows = _rows(metrics, order, names)
+    rows = _rows(t.metrics, order, names)
     rows = rows[rows["lens"] == "logit"]
     top = rows[rows["layer"] == t.phase["peak_layer"]].nlargest(1, "value").iloc[0]
     alt = (
@@ -177,7 +170,7 @@ def _letters(t) -> Plate:
         f"layer {t.phase['peak_layer']}, {top['metric'][-1]} is named most, in {top['value']:.0%}; "
         f"it is right in {answers[top['metric'][-1]]:.0%}."
     )
-    return Plate(figures.letters(metrics, t.phase, answers), rows, alt)
+    return Plate(figures.letters(rows, t.phase, answers), rows, alt)
 
 
 def _groups(kind: str) -> Callable:
@@ -242,7 +235,7 @@ def _subject_map(t) -> Plate | str:
 
 
 def _reliability(t) -> Plate:
-    n_bins, parts = primary_bins(t.metrics), []
+    n_bins, parts = results.primary_bins(t.metrics), []
     read = next(iter(readings.from_options(t.options).values()))
     marked = {"decision": "decision_layer", "peak of ECE": "peak_layer", "last": "final_layer"}
     names: dict[int, list[str]] = {}

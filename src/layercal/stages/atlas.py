@@ -98,10 +98,7 @@ def stage(args) -> None:
 
 def curves(report: str, metrics: pd.DataFrame, phase: dict) -> pd.DataFrame:
     """Accuracy and ECE of one report over relative depth."""
-    primary = metrics.loc[metrics["metric"] == "ece", "n_bins"].iloc[0]
-    chosen = metrics["group"].eq("all") & metrics["lens"].eq("logit")
-    chosen &= metrics["order"].eq(phase["order"]) & metrics["n_bins"].isin([0, primary])
-    rows = metrics[chosen & metrics["metric"].isin(["accuracy", "ece"])].sort_values("layer")
+    rows = results.select(metrics, ["accuracy", "ece"]).sort_values("layer", kind="stable")
     columns = ["report", "layer", "depth", "metric", "value", "ci_low", "ci_high", "null_high", "n"]
     depth = rows["layer"] / phase["final_layer"]
     return rows.assign(report=report, depth=depth)[columns].assign(reported=None)

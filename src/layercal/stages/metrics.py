@@ -68,18 +68,18 @@ def stage(args) -> None:
         phases[lens] = phase.detect(*pair, args.tolerance, args.n_bins[0], cluster)
     found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
     table = pd.concat(tables)
+    table["primary"] = table["order"].eq(order) & table["n_bins"].isin([0, args.n_bins[0]])
     run.write(args.out, table)
     run.write(args.phase, found)
     numbers = {name: found[name] for name in NUMBERS}
     files.write_atomically(args.numbers, json.dumps(numbers, indent=2) + "\n")
-    files.write_atomically(args.curves, _curves(table, order, args.n_bins[0]).to_csv())
+    files.write_atomically(args.curves, _curves(table).to_csv())
     stages.log.info("%s", found["reason"])
 
 
-def _curves(table: pd.DataFrame, order: str, n_bins: int) -> pd.DataFrame:
+def _curves(table: pd.DataFrame) -> pd.DataFrame:
     """One row a layer, through the logit lens, over all questions."""
-    shown = table[(table["group"] == "all") & (table["lens"] == "logit")]
-    shown = shown[(shown["order"] == order) & shown["n_bins"].isin([0, n_bins])]
+    shown = results.select(table, CURVES)
     return shown.pivot_table(index="layer", columns="metric", values="value")[[*CURVES]]
 
 

@@ -29,7 +29,7 @@ def tables(rng):
     prompts.loc[prompts["subject"] == "physics", "category"] = "STEM"
     groups = readings.groups(prompts)
     metrics = readings.group_table(read, groups, 20, ([10, 15], [1, 30], 100, 0))
-    metrics = metrics.assign(lens="logit", order="as-is")
+    metrics = metrics.assign(lens="logit", order="as-is", primary=metrics["n_bins"].isin([0, 10]))
     weights = resampling.resample_weights(60, 100, 0)
     known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
     found = phase.detect(read.confidence, read.correct, weights, known)
@@ -272,7 +272,7 @@ def test_every_letter_is_drawn(rng):
     read = readings.Readings(rng.normal(size=(3, 60, 10)), np.repeat(range(9), 60)[:60], {})
     prompts = pd.DataFrame({"answer": [0, 8] * 30, "option_ids": [list(range(10))] * 60})
     table = readings.metric_table(read, [10], [1], 20, 0)
-    table = table.assign(group="all", lens="logit", order="as-is")
+    table = table.assign(group="all", lens="logit", order="as-is", primary=True)
     found = {"decision_layer": 1, "peak_layer": 1, "final_layer": 2, "exists": False}
     plate = plates.draw("letters", SimpleNamespace(prompts=prompts, metrics=table, phase=found))
     drawn = [line for line in plate.figure.axes[0].get_lines() if len(line.get_xdata()) == 3]
