@@ -12,6 +12,7 @@ from snakemake.utils import min_version
 from layercal import InputError, study
 from layercal.command import UntilInterrupted
 from layercal.config import as_meant, check, check_names, check_registry
+from layercal.report import figure_names
 from layercal.sources import local
 from layercal.sources.registry import read, read_yaml
 

@@ -10,8 +10,9 @@ import pandas as pd
 from conftest import ROOT, word_tokenizer
 from families import tiny
 
-from layercal.report import plates
+from layercal.report import figures
 
+TEMPLATES = ROOT / "src/layercal/report/templates"
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 
 
@@ -159,12 +160,28 @@ class Chain:
     def figure(self):
         self.run(
             "figure",
-            **self.tables(*plates.TABLES),
+            **self.tables(*figures.TABLES),
             title="m on own",
             png=self.path("curves.png"),
             pdfs=self.path("letters.pdf"),
+            pngs=self.path("letters.png"),
             csvs=self.path("letters.csv"),
             claims=self.path("claims.tex"),
+        )
+
+    def figures(self):
+        """All figures, as the report embeds them."""
+        kinds = {"pdfs": "pdf", "pngs": "png", "csvs": "csv"}
+        self.run(
+            "figure",
+            **self.tables(*figures.TABLES),
+            title="m on own",
+            png=self.path("curves.png"),
+            claims=self.path("claims.tex"),
+            **{
+                option: [self.path(f"figures/{name}.{kind}") for name in figures.REGISTRY]
+                for option, kind in kinds.items()
+            },
         )
 
     def explore(self):
@@ -175,8 +192,8 @@ class Chain:
             directions=self.path("directions.safetensors"),
             logits=sorted(self.folder.glob("logits-*.safetensors")),
             texts=self.path("own.parquet"),
-            page=ROOT / "reports/explorer/page.html",
-            script=ROOT / "reports/explorer/page.js",
+            page=TEMPLATES / "explore.html",
+            script=TEMPLATES / "explore.js",
             out=self.path("explore.html"),
         )
 

@@ -318,7 +318,9 @@ class Results:
         Of ``summary``.
     """
 
-    PATTERNS: ClassVar[dict[str, str]] = {}
+    PATTERNS: ClassVar[dict[str, str]] = {
+        "figures": "reports/rendered/{study}/{model}/figures/{questions}"
+    }
 
     manifest = _File("resources/models/{model}/manifest.json")
     texts = _File("resources/questions/{questions}.parquet")
@@ -349,11 +351,24 @@ class Results:
     ):
         self.study, self.model, self.questions, self.root = study, model, questions, Path(root)
         self.files = {name: Path(path) for name, path in (files or {}).items()}
+        self.with_prompts = bool(study) or "prompts" in self.files
+
+    @classmethod
+    def of(cls, **files: str | Path) -> Results:
+        """Results in files that were handed over, wherever they lie, and with prompts or without.
+
+        Without their prompts, :meth:`check` alone sees that they are of one run.
+        """
+        return cls("", "", "", files=files)
 
     def path(self, name: str) -> Path:
         """Where a file lies, by the name of its attribute."""
         names = {"study": self.study, "model": self.model, "questions": self.questions}
         return self.files.get(name) or self.root / self.PATTERNS[name].format(**names)
+
+    def figure(self, name: str, kind: str = "png") -> Path:
+        """Where a drawn figure lies, or the rows that it shows (``csv``)."""
+        return self.path("figures") / f"{name}.{kind}"
 
     @cached_property
     def run(self) -> Run:
@@ -374,11 +389,16 @@ class Results:
             return self.run.prompts
         if name in ("options", "tuned"):
             return self.run.by_prompt(path)
-        return read(path) if self.PATTERNS[name].startswith("resources/") else self.run.read(path)
+        of_run = self.with_prompts and self.PATTERNS[name].startswith("results/")
+        return self.run.read(path) if of_run else read(path)
 
     def check(self, *names: str) -> None:
         """See that files are of one run, all of them at once; errors as of :meth:`Run.check`."""
-        self.run.check(*map(self.path, names))
+        paths = [self.path(name) for name in names if name != "prompts"]
+        if self.with_prompts:
+            self.run.check(*paths)
+        else:
+            same(*paths)
 
 
 def select(
@@ -387,6 +407,7 @@ def select(
     group: str | Sequence[str] = "all",
     lens: str = "logit",
     order: str | None = None,
+    every_bins: bool = False,
 ) -> pd.DataFrame:
     """Rows of ``metrics.parquet`` at the primary number of bins and in one order of the options.
 
@@ -397,18 +418,18 @@ def select(
     lens : {"logit", "tuned"}
     order : str, optional
         The primary one (``as-is``, or ``averaged`` over all rotations) if left out.
+    every_bins : bool
+        The secondary numbers of bins, too.
 
     Returns
     -------
     DataFrame
         In the order of the table: by group, layer and metric.
     """
-    primary = metrics["primary"]
-    if order is not None:
-        primary = metrics["n_bins"].isin(metrics.loc[primary, "n_bins"]) & metrics["order"].eq(
-            order
-        )
-    chosen = primary & metrics["lens"].eq(lens)
+    primary = metrics[metrics["primary"]]
+    chosen = metrics["lens"].eq(lens) & metrics["order"].eq(order or primary["order"].iloc[0])
+    if not every_bins:
+        chosen &= metrics["n_bins"].isin(primary["n_bins"].unique())
     for column, wanted in (("metric", metric), ("group", group)):
         chosen &= metrics[column].isin([wanted] if isinstance(wanted, str) else wanted)
     return metrics[chosen]

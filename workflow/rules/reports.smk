@@ -1,33 +1,14 @@
 # REQUIRED INPUTS: results/{study}/ extract, lens, directions and steering, resources/,
 #                  reports/notebooks/
 # OUTPUTS: reports/rendered/{study}/{model}/{questions}.html (and .ipynb, .png),
-#          {model}/figures/{questions}/ (each figure as PDF and CSV, claims.tex),
+#          {model}/figures/{questions}/ (each figure as PDF, PNG and CSV, claims.tex),
 #          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html;
 #          reports/bundles/{study}/, a copy of all that for snakemake --report
 
 PAGES = ["index.html", "explore.html", "atlas.html", "atlas.pdf", "atlas.csv"]
 PAGES += ["workflow.png", "workflow.pdf"]
-# of every report; src/layercal/report/plates.py draws them
-FIGURES = [
-    "layer-curves",
-    "depth-curves",
-    "reliability",
-    "letters",
-    "lenses",
-    "categories",
-    "languages",
-    "category-map",
-    "subject-map",
-    "cosines",
-    "dimensions",
-    "dose-lens",
-    "dose-network",
-    "dose-everywhere",
-    "transfer",
-    "null-space",
-    "neurons",
-    "attribution",
-]
+FIGURES = figure_names()
+TEMPLATES = [str(path) for path in sorted(Path("src/layercal/report/templates").iterdir())]
 
 
 rule reports:
@@ -70,8 +51,16 @@ rule draw_figures:
                 "metrics/paired",
                 "metrics/readings",
                 "metrics/resampling",
-                "report/figures",
-                "report/plates",
+                "report/figures/__init__",
+                "report/figures/ablation",
+                "report/figures/curves",
+                "report/figures/directions",
+                "report/figures/groups",
+                "report/figures/registry",
+                "report/figures/reliability",
+                "report/figures/steering",
+                "report/style",
+                "report/tables",
                 "results",
                 "sources/questions",
                 "steering/dimensions",
@@ -87,6 +76,7 @@ rule draw_figures:
             labels={"model": "{model}", "questions": "{questions}"},
         ),
         pdfs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.pdf", figure=FIGURES),
+        pngs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.png", figure=FIGURES),
         csvs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.csv", figure=FIGURES),
         claims="<reports>/{model}/figures/{questions}/claims.tex",
     log:
@@ -107,13 +97,15 @@ rule draw_figures:
         " --dimensions {input.dimensions} --nullspace {input.nullspace}"
         " --neurons {input.neurons} --sweep {input.sweep} --summary {input.summary}"
         " --title '{wildcards.model} on {wildcards.questions}'"
-        " --png {output.png} --pdfs {output.pdfs} --csvs {output.csvs} --claims {output.claims}"
-        " --log {log}"
+        " --png {output.png} --pdfs {output.pdfs} --pngs {output.pngs} --csvs {output.csvs}"
+        " --claims {output.claims} --log {log}"
 
 
 rule render_report:
     input:
         notebook="reports/notebooks/report.ipynb",
+        templates=TEMPLATES,
+        figures=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.png", figure=FIGURES),
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
@@ -134,9 +126,19 @@ rule render_report:
                 "metrics/paired",
                 "metrics/readings",
                 "metrics/resampling",
-                "report/figures",
+                "report/figures/__init__",
+                "report/figures/ablation",
+                "report/figures/curves",
+                "report/figures/directions",
+                "report/figures/groups",
+                "report/figures/registry",
+                "report/figures/reliability",
+                "report/figures/steering",
+                "report/notebook",
                 "report/pages",
-                "report/plates",
+                "report/style",
+                "report/tables",
+                "report/words",
                 "results",
                 "sources/questions",
                 "steering/dimensions",
@@ -166,7 +168,8 @@ rule render_report:
         " --options {input.options} --metrics {input.metrics} --phase {input.phase}"
         " --directions {input.directions} --dimensions {input.dimensions}"
         " --nullspace {input.nullspace} --neurons {input.neurons} --sweep {input.sweep}"
-        " --summary {input.summary} --out {output.notebook} --html {output.html} --log {log}"
+        " --summary {input.summary} --figures {input.figures}"
+        " --out {output.notebook} --html {output.html} --log {log}"
 
 
 rule render_atlas:
@@ -188,8 +191,32 @@ rule render_atlas:
         ),
         code=expand(
             "src/layercal/{module}.py",
-            module=["files", "report/figures", "report/pages", "results", "stages/atlas"],
+            module=[
+                "files",
+                "metrics/calibration",
+                "metrics/paired",
+                "metrics/readings",
+                "metrics/resampling",
+                "report/atlas",
+                "report/figures/__init__",
+                "report/figures/ablation",
+                "report/figures/curves",
+                "report/figures/directions",
+                "report/figures/groups",
+                "report/figures/registry",
+                "report/figures/reliability",
+                "report/figures/steering",
+                "report/figures/study",
+                "report/pages",
+                "report/style",
+                "results",
+                "sources/questions",
+                "steering/dimensions",
+                "steering/tally",
+                "stages/atlas",
+            ],
         ),
+        templates=TEMPLATES,
     output:
         html="<reports>/atlas.html",
         pdf="<reports>/atlas.pdf",
@@ -225,7 +252,28 @@ rule draw_workflow:
         ],
         code=expand(
             "src/layercal/{module}.py",
-            module=["files", "report/figures", "results", "stages/rulegraph"],
+            module=[
+                "files",
+                "metrics/calibration",
+                "metrics/paired",
+                "metrics/readings",
+                "metrics/resampling",
+                "report/figures/__init__",
+                "report/figures/ablation",
+                "report/figures/curves",
+                "report/figures/directions",
+                "report/figures/groups",
+                "report/figures/registry",
+                "report/figures/reliability",
+                "report/figures/steering",
+                "report/figures/study",
+                "report/style",
+                "results",
+                "sources/questions",
+                "steering/dimensions",
+                "steering/tally",
+                "stages/rulegraph",
+            ],
         ),
     output:
         png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),
@@ -268,8 +316,15 @@ rule render_index:
         workflow="<reports>/workflow.png",
         code=expand(
             "src/layercal/{module}.py",
-            module=["files", "report/pages", "stages/index"],
+            module=[
+                "files",
+                "report/index",
+                "report/pages",
+                "results",
+                "stages/index",
+            ],
         ),
+        templates=TEMPLATES,
     output:
         html="<reports>/index.html",
     log:
@@ -293,8 +348,8 @@ rule render_index:
 
 rule render_explorer:
     input:
-        page="reports/explorer/page.html",
-        script="reports/explorer/page.js",
+        page="src/layercal/report/templates/explore.html",
+        script="src/layercal/report/templates/explore.js",
         texts=expand("resources/questions/{questions}.parquet", questions=OWN["questions"]),
         prompts=expand(
             "<results>/extract/{model}/{questions}/prompts.parquet",
@@ -342,11 +397,9 @@ rule render_explorer:
                 "metrics/resampling",
                 "report/charts",
                 "report/explorer",
-                "report/figures",
-                "report/plates",
+                "report/style",
                 "results",
                 "sources/questions",
-                "steering/dimensions",
                 "steering/tally",
                 "stages/explore",
             ],

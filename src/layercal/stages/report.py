@@ -13,9 +13,9 @@ from nbconvert import HTMLExporter
 from traitlets import default
 
 from layercal import files, stages
-from layercal.report import pages, plates
+from layercal.report import figures, pages
 
-TABLES = ("manifest", "rejected", *plates.TABLES)
+TABLES = ("manifest", "rejected", *figures.TABLES)
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     made.add_argument("--questions", required=True)
     for table in TABLES:
         made.add_argument(f"--{table}", type=Path, required=True)
+    made.add_argument("--figures", type=Path, nargs="+", required=True, help="drawn, to embed")
     made.add_argument("--out", type=Path, required=True, help="executed notebook to write")
     made.add_argument("--html", type=Path, required=True)
     stages.run(stage, made)
@@ -36,8 +37,9 @@ def stage(args) -> None:
     folder = args.out.parent
     folder.mkdir(parents=True, exist_ok=True)
     # as seen from where the notebook will lie, so that it can be run again there
-    tables = {name: os.path.relpath(getattr(args, name), folder) for name in TABLES}
-    parameters = {"model": args.model, "questions": args.questions, **tables}
+    paths = {name: getattr(args, name) for name in TABLES} | {"figures": args.figures[0].parent}
+    given = {name: os.path.relpath(path, folder) for name, path in paths.items()}
+    parameters = {"model": args.model, "questions": args.questions, "files": given}
     notebook = execute(args.notebook, folder, parameters)
     strip(notebook)
     files.write_atomically(args.out, nbformat.writes(notebook))
@@ -66,13 +68,13 @@ class OwnKernel(AsyncKernelManager):
         return "auto" if zmq.has("curve") else "disabled"  # unencrypted, it warns
 
 
-def execute(notebook: Path, folder: Path, parameters: dict[str, str]):
+def execute(notebook: Path, folder: Path, parameters: dict[str, str | dict]):
     """Run a notebook in a folder by this interpreter, without what a user's IPython starts with.
 
     Parameters
     ----------
     notebook, folder : Path
-    parameters : dict of str
+    parameters : dict
 
     Returns
     -------

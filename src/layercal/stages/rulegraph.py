@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from layercal import stages
-from layercal.report import figures
+from layercal.report.figures import study
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def stage(args) -> None:
     names = dict(re.findall(r'(\d+)\[label = "([^"]+)"', said))
     edges = [(names[a], names[b]) for a, b in re.findall(r"(\d+) -> (\d+)", said)]
     # without the target, which makes nothing
-    drawn = figures.rule_graph([(made, read) for made, read in edges if read != "reports"])
+    drawn = study.plot_rules([(made, read) for made, read in edges if read != "reports"])
     drawn.savefig(args.png)
     drawn.savefig(args.pdf, metadata={"CreationDate": None})
 

@@ -33,6 +33,7 @@ def rendered(tmp_path, monkeypatch, capfd):
     chain.extract()
     chain.lens()
     chain.study()
+    chain.figures()
     capfd.readouterr()
     monkeypatch.chdir(tmp_path)
     chain.run(
@@ -41,6 +42,7 @@ def rendered(tmp_path, monkeypatch, capfd):
         model="m",
         questions="own",
         **chain.tables(*report.TABLES),
+        figures=sorted(chain.path("figures").glob("*.png")),
         out="pages/of/m-own.ipynb",
         html="pages/of/m-own.html",
     )
