@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from layercal.model import extract, load
-from layercal.report import figures
+from layercal.report import style
 from layercal.steering import interventions
 from layercal.steering.fitted import Direction, Fitted
 
@@ -114,7 +114,7 @@ def grow(folder, args):
 
 def draw(table, title):
     """Seconds above, memory below; a column each for what grows."""
-    figures.theme()
+    style.theme()
     names = list(table["what"].unique())
     figure = Figure(figsize=(3.2 * len(names), 5.6), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False)
