@@ -1,5 +1,5 @@
 # make study   set up and run the study         (make study CONFIG=config/other.yaml ARGS="-n")
-# make test    set up and run the tests
+# make test    set up and run the tests           (make test-unit: only those that take seconds each)
 # make hydrate pull finished results from the DVC remote, so that nothing of them is run again
 # make verify  compare the results with the committed numbers, within tolerances
 # make bench   time the library against what else one would use (make bench-gpu: on a GPU)
@@ -7,11 +7,12 @@
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
+TESTS := --numprocesses logical --maxprocesses 4
 VENV := .venv
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup study hydrate verify test lint bench bench-gpu
+.PHONY: setup study hydrate verify test test-unit lint bench bench-gpu
 
 study: $(READY)
 	snakemake --configfile $(CONFIG) $(ARGS)
@@ -20,20 +21,24 @@ study: $(READY)
 hydrate: $(READY)
 	@[ -n "$$(dvc config core.remote 2> /dev/null)" ] || { echo "hydrate: no remote is configured to pull results from. Name the one that holds them: dvc remote add --default store URL (docs/reliability.md, Remotes), or make them here: make study"; exit 1; }
 	@dvc pull || { echo "hydrate: the results could not be pulled; see above. Nothing was marked as finished."; exit 1; }
-	@python -m layercal.sources.local # a clone need not have the folders that its models came from
+	@python -m layercal.dvc # a clone need not have the folders that its models came from
 	@dvc status --quiet || { dvc status; echo "hydrate: the files above are not what dvc.lock says, so nothing was marked as finished. Undo their change (git restore, dvc checkout), or run what they change: make study"; exit 1; }
 	snakemake --touch --forceall --quiet all
 
 verify: $(READY)
 	python -m layercal.verify
 
+# a process for each core; one test after another: pytest
 test: $(READY)
-	pytest
+	pytest $(TESTS)
+
+test-unit: $(READY)
+	pytest $(TESTS) tests/unit
 
 lint: $(READY)
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 	snakemake --lint
 
 bench: $(READY) # of a finished study; steering-vectors asks for an older transformers, yet runs on this

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("Snakefile", "workflow", "config", "profiles", "src", "envs", "reports/notebooks")
+COPIED = ("workflow", "config", "profiles", "src", "envs", "reports/notebooks")
 COPIED += ("reports/explorer", "dvc.yaml", ".dvcignore")
 
 

@@ -1,9 +1,7 @@
 """A study of a tiny model, its stages run one after another in this process."""
 
 import copy
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,30 +9,32 @@ from conftest import ROOT, word_tokenizer
 from families import tiny
 
 from layercal.report import plates
+from layercal.stages.analyse_null_space import analyse_null_space
+from layercal.stages.draw_figures import draw_figures
+from layercal.stages.evaluate_steering import evaluate_steering
+from layercal.stages.extract_residuals import extract_residuals
+from layercal.stages.fetch_questions import fetch_questions
+from layercal.stages.fit_directions import fit_directions
+from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.read_lens import read_lens
+from layercal.stages.render_atlas import render_atlas
+from layercal.stages.render_explorer import render_explorer
+from layercal.stages.steer_prompts import steer_prompts
+from layercal.stages.tokenize_prompts import tokenize_prompts
 
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
-
-
-def run(name, monkeypatch, **options):
-    """Run a stage on a command line; lists are options of several values."""
-    arguments = [name]
-    for option, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        arguments += [f"--{option.replace('_', '-')}", *map(str, values)]
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "argv", arguments)
-        importlib.import_module(f"layercal.stages.{name}").main()
+# of fit_directions, which is fitted on nothing else then
+ALONE = {"sources": [], "source_prompts": [], "source_residuals": []}
 
 
 class Chain:
     """Stages of one model and question set, each with its files in one folder.
 
-    Stages take their files by name from ``self.files``; options of the command line can be given,
-    too, and win.
+    What a stage is given beside them wins.
     """
 
-    def __init__(self, folder: Path, monkeypatch, change=lambda model: None):
-        self.folder, self.monkeypatch = folder, monkeypatch
+    def __init__(self, folder: Path, change=lambda model: None):
+        self.folder = folder
         model = folder / "model"
         tokenizer = word_tokenizer(" ABCDEFGHIJ")
         made = tiny("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
@@ -51,54 +51,51 @@ class Chain:
     def fetch(self, rows):
         own = self.path("own.jsonl")
         own.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.path("questions.yaml").write_text(f"own: {{file: {own}}}\n")
-        self.run(
-            "fetch_questions",
+        fetch_questions(
             questions="own",
-            registry=self.path("questions.yaml"),
-            out=self.path("own.parquet"),
+            entry={"file": str(own)},
+            table=self.path("own.parquet"),
             rejected=self.path("rejected.csv"),
         )
 
-    def run(self, name, **options):
-        run(name, self.monkeypatch, **options)
-
     def model(self, **options):
-        """Options of the stages that load the model."""
+        """What the stages that load the model ask for."""
         shared = {"manifest": self.manifest, "prompts": self.path("prompts.parquet")}
         return {**shared, "dtype": "float32", "device": "cpu", **options}
 
     def prompts(self, **options):
-        table = {"questions": self.path("own.parquet"), "out": self.path("prompts.parquet")}
-        self.run("prompts", manifest=self.manifest, **{**table, **options})
+        given = {"questions": self.path("own.parquet"), "prompts": self.path("prompts.parquet")}
+        tokenize_prompts(manifest=self.manifest, **{**given, **options})
 
     def extract(self, shards=1, **options):
         for shard in range(shards):
-            out = self.path(f"residuals-{shard}.safetensors")
-            self.run("extract", **self.model(shard=shard, shards=shards, out=out, **options))
+            given = {"residuals": self.path(f"residuals-{shard}.safetensors"), "shard": shard}
+            extract_residuals(**self.model(shards=shards, **given, **options))
 
     @property
     def residuals(self):
         return sorted(self.folder.glob("residuals-*.safetensors"))
 
     def lens(self, **options):
-        made = {"out": self.path("options.parquet"), "tuned": self.path("tuned.parquet")}
+        made = {"options": self.path("options.parquet"), "tuned": self.path("tuned.parquet")}
         given = {"residuals": self.residuals, "folds": 3, **made, **options}
-        self.run("lens", **self.model(**given))
+        read_lens(**self.model(**given))
 
     def metrics(self, **options):
         given = {
             "prompts": self.path("prompts.parquet"),
             "options": self.path("options.parquet"),
             "tuned": self.path("tuned.parquet"),
+            "n_bins": [10],
+            "min_count": [1],
             "min_group": 10,
             "draws": 100,
-            "out": self.path("metrics.parquet"),
+            "metrics": self.path("metrics.parquet"),
             "phase": self.path("phase.json"),
             "numbers": self.path("numbers.json"),
             "curves": self.path("curves.csv"),
         }
-        self.run("metrics", **{**given, **options})
+        measure_calibration(**{**given, **options})
 
     def directions(self, **options):
         given = {
@@ -111,34 +108,35 @@ class Chain:
             "random": 2,
             "min_group": 10,
             **FITTED,
-            "out": self.path("directions.safetensors"),
+            **ALONE,
+            "vectors": self.path("directions.safetensors"),
             "table": self.path("directions.parquet"),
             "dimensions": self.path("dimensions.parquet"),
         }
-        self.run("directions", **self.model(**{**given, **options}))
+        fit_directions(**self.model(**{**given, **options}))
 
     def nullspace(self, **options):
         given = {
             "residuals": self.residuals,
             "rules": ["energy=0.9", "k=3"],
-            "neurons": 4,
+            "n_neurons": 4,
             "random": 2,
             "draws": 100,
             "shares": self.path("nullspace.parquet"),
-            "out": self.path("neurons.parquet"),
+            "effects": self.path("neurons.parquet"),
         }
-        self.run("nullspace", **self.model(**{**given, **options}))
+        analyse_null_space(**self.model(**{**given, **options}))
 
     def steer(self, **options):
         given = {
             "residuals": self.residuals,
             "shard": 0,
             "directions": self.path("directions.safetensors"),
-            "alphas": [0, 1],
+            "alphas": [0.0, 1.0],
             "modes": ["lens", "through-network"],
-            "out": self.path("logits-0.safetensors"),
+            "logits": self.path("logits-0.safetensors"),
         }
-        self.run("steer", **self.model(**{**given, **options}))
+        steer_prompts(**self.model(**{**given, **options}))
 
     def sweep(self, **options):
         given = {
@@ -147,47 +145,46 @@ class Chain:
             "dimensions": self.path("dimensions.parquet"),
             "phase": self.path("phase.json"),
             "logits": sorted(self.folder.glob("logits-*.safetensors")),
-            "alphas": [0, 1],
+            "alphas": [0.0, 1.0],
             "min_group": 10,
             "draws": 100,
             **FITTED,
-            "out": self.path("sweep.parquet"),
+            "sweep": self.path("sweep.parquet"),
             "summary": self.path("summary.json"),
         }
-        self.run("sweep", **{**given, **options})
+        evaluate_steering(**{**given, **options})
 
     def figure(self):
-        self.run(
-            "figure",
+        draw_figures(
+            model="m",
+            questions="own",
             **self.tables(*plates.TABLES),
-            title="m on own",
             png=self.path("curves.png"),
-            pdfs=self.path("letters.pdf"),
-            csvs=self.path("letters.csv"),
+            pdfs=[self.path("letters.pdf")],
+            csvs=[self.path("letters.csv")],
             claims=self.path("claims.tex"),
         )
 
     def explore(self):
-        self.run(
-            "explore",
-            pairs="m/own",
-            **self.tables("prompts", "options", "metrics", "phase", "sweep"),
-            directions=self.path("directions.safetensors"),
+        tables = self.tables("prompts", "options", "metrics", "phase", "sweep")
+        render_explorer(
+            pairs=["m/own"],
+            **{name: [path] for name, path in tables.items()},
+            directions=[self.path("directions.safetensors")],
             logits=sorted(self.folder.glob("logits-*.safetensors")),
-            texts=self.path("own.parquet"),
+            texts=[self.path("own.parquet")],
             page=ROOT / "reports/explorer/page.html",
             script=ROOT / "reports/explorer/page.js",
-            out=self.path("explore.html"),
+            html=self.path("explore.html"),
         )
 
     def atlas(self):
-        self.run(
-            "atlas",
-            pairs="m/own",
-            metrics=self.path("metrics.parquet"),
-            phases=self.path("phase.json"),
-            summaries=self.path("summary.json"),
-            out=self.path("atlas.html"),
+        render_atlas(
+            pairs=["m/own"],
+            metrics=[self.path("metrics.parquet")],
+            phases=[self.path("phase.json")],
+            summaries=[self.path("summary.json")],
+            html=self.path("atlas.html"),
             pdf=self.path("atlas.pdf"),
             csv=self.path("atlas.csv"),
         )

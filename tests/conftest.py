@@ -1,8 +1,11 @@
+import functools
+import gc
 import shutil
 import signal
 import sys
 from pathlib import Path
 
+import filelock
 import huggingface_hub
 import hypothesis
 import numpy as np
@@ -19,6 +22,34 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 hypothesis.settings.register_profile("layercal", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("layercal")
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # long ones first: no process then ends long before others
+        items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # statsmodels collects garbage at each call: not among all that is imported
+
+
+@functools.cache
+def shares(path):
+    """Whether the tests of a file share what is made once in each process."""
+    return 'scope="module"' in (ROOT / path).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of several processes each takes the next test, or all of a file that share something."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return path if shares(path) else nodeid
+
+    return Scheduling(config, log)
 
 
 def word_tokenizer(letters=" A", vocabulary=()) -> PreTrainedTokenizerFast:
@@ -96,15 +127,27 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A finished small study in a Git repository, versioned by DVC; tests work on copies."""
+def finished(request, tmp_path_factory):
+    """A finished small study in a Git repository, versioned by DVC; tests work on copies.
+
+    Of several processes that test at once the first makes it, and the others wait for it.
+    """
+    own = tmp_path_factory.mktemp("finished")
+    shared = own.parents[1] if hasattr(request.config, "workerinput") else own
+    with filelock.FileLock(shared / "finished.lock"):
+        made = shared / "finished.path"
+        if not made.exists():
+            made.write_text(str(_finish(own)))
+        return Path(made.read_text())
+
+
+def _finish(place):
     from project import call, commit, small_study, snakemake
 
-    folder = small_study(tmp_path_factory.mktemp("finished") / "layercal")
-    cache = {"LAYERCAL_CACHE": str(folder.parent / "cache")}
+    folder, cache = small_study(place / "layercal"), {"LAYERCAL_CACHE": str(place / "cache")}
     done = snakemake(folder, **cache)
     assert done.returncode == 0, done.said
-    for command in ("git init --quiet", "python -m layercal.sources.local", "dvc repro --quiet"):
+    for command in ("git init --quiet", "python -m layercal.dvc", "dvc repro --quiet"):
         done = call(folder, *command.split(), **cache)
         assert done.returncode == 0, done.said
     commit(folder)

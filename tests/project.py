@@ -88,9 +88,9 @@ def snakemake(folder, *arguments, **variables):
     return call(folder, "snakemake", *arguments, **variables)
 
 
-def planned(folder, *arguments):
+def planned(folder, *arguments, **variables):
     """Jobs that a dry run would run, by rule."""
-    done = snakemake(folder, "--dry-run", *arguments)
+    done = snakemake(folder, "--dry-run", *arguments, **variables)
     assert done.returncode == 0, done.said
     found = dict(re.findall(r"^(\w+) +(\d+)$", done.said, re.M))
     return {rule: int(count) for rule, count in found.items() if rule != "total"}

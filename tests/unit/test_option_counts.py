@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
+from sweeps import tallied
 
 from layercal import InputError, model
 from layercal.metrics import calibration, readings, resampling
@@ -90,11 +91,14 @@ def test_lens_reads_the_own_options(tiny_model):
 def test_steering_is_judged_on_the_own_options(mixed):
     logits, answer = mixed
     steered = np.stack([logits, logits / 2], 1)[:, None, None]  # n, directions, layers, alphas, k
+    fold = np.arange(len(answer)) % 3
     made = evaluation.Sweep(
         logits={"lens": np.repeat(steered, 5, 1)},
+        growth={"lens": np.ones((len(answer), 3, 1, 2))},
+        controls=tallied(steered, answer, fold, alphas=[0.0, 1.0]),
         n_folds=3,
         answer=answer,
-        fold=np.arange(len(answer)) % 3,
+        fold=fold,
         cluster=np.arange(len(answer)),
         norms=np.ones(3),
         variants=["update-mean"],

@@ -191,9 +191,9 @@ def test_the_last_shard_may_not_be_missing(tmp_path):
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
     """Two runs of one model on as many questions, which differ in what is asked."""
-    patch, made = pytest.MonkeyPatch(), []
+    made = []
     for place in range(2):
-        chain = Chain(tmp_path_factory.mktemp(f"run{place}"), patch)
+        chain = Chain(tmp_path_factory.mktemp(f"run{place}"))
         rows = questions("ABCD" * 6)
         for row in rows:
             row["question"] += " Say!" * place
@@ -205,11 +205,10 @@ def two_runs(tmp_path_factory):
         chain.directions()
         chain.nullspace()
         for shard in range(SHARDS):
-            chain.steer(shard=shard, out=chain.path(f"logits-{shard}.safetensors"))
+            chain.steer(shard=shard, logits=chain.path(f"logits-{shard}.safetensors"))
         chain.sweep()
         made.append(chain)
-    yield made
-    patch.undo()
+    return made
 
 
 # stage -> what it reads of a run beside its prompts
@@ -231,25 +230,22 @@ READ = {
 @pytest.mark.parametrize(
     ("stage", "name"), [(stage, name) for stage, names in READ.items() for name in names.split()]
 )
-def test_a_stage_refuses_a_file_of_another_run(two_runs, tmp_path, capsys, stage, name):
+def test_a_stage_refuses_a_file_of_another_run(two_runs, tmp_path, stage, name):
     """Of as many questions and of the same shape, so that only what it says of itself differs."""
     own, other = two_runs
     folder = shutil.copytree(own.folder, tmp_path / "mixed")
     shutil.copy(other.path(name), folder / name)
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(InputError) as error:
         getattr(own.at(folder), stage)()
-    assert f"error: {folder / name}: not made from the same prompts as" in capsys.readouterr().err
+    assert f"{folder / name}: not made from the same prompts as" in str(error.value)
 
 
-def test_a_source_of_another_run_is_refused(two_runs, capsys):
+def test_a_source_of_another_run_is_refused(two_runs):
     own, other = two_runs
-    sources = {"sources": "m/other", "source_residuals": own.residuals}
-    with pytest.raises(SystemExit, match="1"):
-        own.directions(**sources, source_prompts=other.path("prompts.parquet"))
-    assert (
-        f"not made from the same prompts as {other.path('prompts.parquet')}"
-        in capsys.readouterr().err
-    )
+    sources = {"sources": ["m/other"], "source_residuals": own.residuals}
+    prompts = other.path("prompts.parquet")
+    with pytest.raises(InputError, match=f"not made from the same prompts as {prompts}"):
+        own.directions(**sources, source_prompts=[prompts])
 
 
 def test_the_order_of_rows_and_of_shards_counts_for_nothing(two_runs, tmp_path, rng):

@@ -1,6 +1,5 @@
 """Nothing that is read is run: no pickle, no path out of an archive."""
 
-import argparse
 import hashlib
 import json
 import pickle
@@ -9,7 +8,7 @@ import zipfile
 import pytest
 from conftest import ROOT
 
-from layercal import InputError, results, stages
+from layercal import InputError, provenance, results
 from layercal.sources import question_sources, wheels
 
 
@@ -64,7 +63,7 @@ def test_an_archive_cannot_write_outside(tmp_path):
 
 def test_a_token_is_in_no_provenance(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    stages.record(argparse.Namespace(out=tmp_path / "a.parquet", seed=1))
+    provenance.record(tmp_path / "a.parquet", {"seed": 1})
     written = (tmp_path / "a.provenance.json").read_text()
     assert json.loads(written)["settings"] == {"seed": 1}
     assert "hf_secret" not in written

@@ -1,56 +1,103 @@
-"""Command lines of the stages: help, and one clear message for bad input."""
+"""Stages: their signatures and command lines, and one clear message for bad input."""
 
-import importlib
+import inspect
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, word_tokenizer
+from conftest import word_tokenizer
 from families import tiny
 from scipy.special import softmax
 
-NAMES = sorted(path.stem for path in (ROOT / "src/layercal/stages").glob("[a-z]*.py"))
+from layercal import InputError, code, stages
+from layercal.stages import __main__ as command_line
+from layercal.stages.analyse_null_space import analyse_null_space
+from layercal.stages.evaluate_steering import evaluate_steering
+from layercal.stages.extract_residuals import extract_residuals
+from layercal.stages.fetch_questions import fetch_questions
+from layercal.stages.fit_directions import fit_directions
+from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.read_lens import read_lens
+from layercal.stages.steer_prompts import steer_prompts
+from layercal.stages.tokenize_prompts import tokenize_prompts
 
 
-def run(name, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+def run(name, *arguments, log):
+    """Run a stage on a command line, where it must fail; return its exit status and its log."""
     with pytest.raises(SystemExit) as stopped:
-        importlib.import_module(f"layercal.stages.{name}").main()
+        command_line.main([name, *map(str, arguments), "--log", str(log)])
     logging.shutdown()
-    return stopped.value.code
+    return stopped.value.code, log.read_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_help(name, monkeypatch, capsys):
-    assert run(name, monkeypatch, "--help") == 0
+@pytest.mark.parametrize("name", code.stages())
+def test_help(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command_line.main([name, "--help"])
     said = capsys.readouterr().out
-    assert f"python -m layercal.stages.{name}" in said
+    assert f"python -m layercal.stages {name}" in said
     assert "--log" in said
 
 
-def test_bad_input_is_one_message(monkeypatch, tmp_path):
-    registry, log = tmp_path / "questions.yaml", tmp_path / "logs/stage.log"
-    registry.write_text(f"mine: {{file: {tmp_path}/none.csv}}\n")
-    out = tmp_path / "mine.parquet"
-    arguments = ["--questions", "mine", "--registry", registry, "--out", out]
-    arguments += ["--rejected", tmp_path / "left.csv", "--log", log]
-    assert run("fetch_questions", monkeypatch, *arguments) == 1
-    assert log.read_text() == f"error: {tmp_path}/none.csv: there is no such file\n"
+@pytest.mark.parametrize("name", code.stages())
+def test_a_signature_is_read_as_python_reads_it(name):
+    """Rules and the command line are made from it without importing what a stage imports."""
+    signature = inspect.signature(stages.function(name)).parameters.values()
+    empty = inspect.Parameter.empty
+    assert [(each.name, each.annotation, each.default is empty) for each in signature] == [
+        (each.name, each.annotation, each.required) for each in code.parameters(name)
+    ]
+    assert {each.kind for each in signature} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {each.kind for each in code.parameters(name)} <= set(command_line.READ)
+    assert stages.function(name).__doc__
+
+
+def test_a_command_line_is_handed_over_as_the_signature_says(tmp_path):
+    given = {"prompt": "two words", "limit": "None", "seed": "-1", "manifest": "m.json"}
+    given |= {"questions": "q", "prompts": "p"}
+    arguments = [part for name, text in given.items() for part in (f"--{name}", text)]
+    read = vars(command_line.parser("tokenize_prompts").parse_args(arguments))
+    assert read == {
+        **{"prompt": "two words", "limit": None, "seed": -1},
+        **{name: Path(given[name]) for name in ("manifest", "questions", "prompts")},
+    }
+    arguments = ["--alphas", "-1", "0.5", "--modes", "--entry", "{'a': [1, None]}"]
+    # lists, an empty one among them, and what a registry says
+    steer, fetch = map(command_line.parser, ("steer_prompts", "fetch_model"))
+    for parser in (steer, fetch):
+        for action in parser._actions:
+            action.required = False
+    assert vars(steer.parse_args(arguments[:4])) == {"alphas": [-1, 0.5], "modes": []}
+    assert vars(fetch.parse_args(arguments[4:])) == {"entry": {"a": [1, None]}}
+
+
+def test_an_unknown_stage_is_named():
+    with pytest.raises(SystemExit, match="stages: analyse_null_space, draw_figures, "):
+        command_line.main(["lenses"])
+
+
+def test_bad_input_is_one_message(tmp_path):
+    out, entry = tmp_path / "mine.parquet", {"file": f"{tmp_path}/none.csv"}
+    arguments = ["--questions", "mine", "--entry", entry, "--table", out]
+    arguments += ["--rejected", tmp_path / "left.csv"]
+    said = run("fetch_questions", *arguments, log=tmp_path / "logs/stage.log")
+    assert said == (1, f"error: {tmp_path}/none.csv: there is no such file\n")
     assert not out.exists()
 
 
-def test_unexpected_errors_are_told_apart(monkeypatch, tmp_path):
-    log = tmp_path / "stage.log"
-    registry = tmp_path / "models.yaml"
-    registry.write_text("x: no entry\n")  # which the workflow refuses before any job
-    arguments = ["--model", "x", "--registry", registry, "--manifest", tmp_path / "m", "--log", log]
-    assert run("fetch_model", monkeypatch, *arguments) == 2
-    assert log.read_text().startswith("unexpected error:\nTraceback")
+def test_unexpected_errors_are_told_apart(tmp_path):
+    # an entry of no source, which the workflow refuses before any job
+    arguments = ["--model", "x", "--entry", {}, "--manifest", tmp_path / "m"]
+    status, said = run("fetch_model", *arguments, log=tmp_path / "stage.log")
+    assert status == 2
+    assert said.startswith("unexpected error:\nTraceback")
 
 
 INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
@@ -61,14 +108,16 @@ INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
     [
         (INTERRUPT, None),
         (
-            f"stages.run(lambda args: {INTERRUPT}, stages.parser('x', ''))",
+            "from layercal.stages.__main__ import run; from pathlib import Path;"
+            f"stages.function = lambda name: lambda: {INTERRUPT};"
+            "run('read_lens', {}, Path(sys.argv[-1]))",
             "interrupted\n",
         ),
     ],
     ids=["while libraries are imported", "in a stage"],
 )
 def test_an_interrupt_needs_no_traceback(tmp_path, code, logged):
-    code = f"import os, signal; from layercal import stages; {code}"
+    code = f"import os, signal, sys; from layercal import stages; {code}"
     log = tmp_path / "log"
     command = [sys.executable, "-c", code, "--log", str(log)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -88,17 +137,17 @@ def model_folder(tmp_path):
     return folder
 
 
-def stage(name, monkeypatch, **options):
-    """Run a stage that must succeed; lists are options of several values."""
-    arguments = [name]
-    for option, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        arguments += [f"--{option.replace('_', '-')}", *map(str, values)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    importlib.import_module(f"layercal.stages.{name}").main()
+def fetch(folder, name="own.jsonl"):
+    """Read a question file into own.parquet, and what is to be noted of it into left.csv."""
+    fetch_questions(
+        questions="own",
+        entry={"file": str(folder / name)},
+        table=folder / "own.parquet",
+        rejected=folder / "left.csv",
+    )
 
 
-def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path):
+def test_mixed_questions_through_all_stages(model_folder, tmp_path):
     """2 to 5 options, two languages, two shots: each question is read over its own options."""
     rows = [
         {
@@ -115,94 +164,77 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
     ]
     own, out = tmp_path / "own.jsonl", tmp_path / "out"
     own.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "questions.yaml").write_text(f"own: {{file: {own}}}\n")
-    table, prompts = out / "own.parquet", out / "prompts.parquet"
+    table, prompts = tmp_path / "own.parquet", out / "prompts.parquet"
     residuals, vectors = out / "residuals.safetensors", out / "directions.safetensors"
     options, tuned, phase = out / "options.parquet", out / "tuned.parquet", out / "phase.json"
     read = {"manifest": model_folder / "manifest.json", "prompts": prompts}
     model = {**read, "dtype": "float32", "device": "cpu"}
     few = {"seed": 0, "draws": 100}
-    stage(
-        "fetch_questions",
-        monkeypatch,
-        questions="own",
-        registry=tmp_path / "questions.yaml",
-        out=table,
-        rejected=out / "left.csv",
-    )
-    stage("prompts", monkeypatch, manifest=read["manifest"], questions=table, shots=2, out=prompts)
-    stage("extract", monkeypatch, **model, shard=0, out=residuals)
-    stage("lens", monkeypatch, **model, residuals=residuals, folds=3, out=options, tuned=tuned)
-    stage(
-        "metrics",
-        monkeypatch,
+    fetch(tmp_path)
+    tokenize_prompts(manifest=read["manifest"], questions=table, shots=2, prompts=prompts)
+    extract_residuals(**model, residuals=residuals)
+    read_lens(**model, residuals=[residuals], folds=3, options=options, tuned=tuned)
+    measure_calibration(
         prompts=prompts,
         options=options,
         tuned=tuned,
+        n_bins=[10],
+        min_count=[1],
         min_group=10,
         **few,
-        out=out / "metrics.parquet",
+        metrics=out / "metrics.parquet",
         phase=phase,
         numbers=out / "numbers.json",
         curves=out / "curves.csv",
     )
     fitted = {"estimators": ["update-mean", "phase-pca", "gradient", "probe"], "ranks": [1, 2]}
     reached = {"phase": phase, "dimensions": out / "dimensions.parquet"}
-    stage(
-        "directions",
-        monkeypatch,
+    fit_directions(
         **model,
-        residuals=residuals,
+        residuals=[residuals],
         options=options,
         **reached,
         **fitted,
         random=7,
         null_rule="k=3",
-        sources="tiny/other",
-        source_prompts=prompts,
-        source_residuals=residuals,
+        sources=["tiny/other"],
+        source_prompts=[prompts],
+        source_residuals=[residuals],
         folds=3,
         draws=100,
-        out=vectors,
+        vectors=vectors,
         table=out / "directions.parquet",
     )
-    stage(
-        "steer",
-        monkeypatch,
+    steer_prompts(
         **model,
-        residuals=residuals,
+        residuals=[residuals],
         shard=0,
         directions=vectors,
-        alphas=[0, 1],
+        alphas=[0.0, 1.0],
         modes=["lens", "through-network"],
-        out=out / "logits.safetensors",
+        logits=out / "logits.safetensors",
     )
-    stage(
-        "sweep",
-        monkeypatch,
+    evaluate_steering(
         prompts=prompts,
         directions=vectors,
-        logits=out / "logits.safetensors",
-        alphas=[0, 1],
+        logits=[out / "logits.safetensors"],
+        alphas=[0.0, 1.0],
         **reached,
         **fitted,
         **few,
         min_group=10,
-        out=out / "sweep.parquet",
+        sweep=out / "sweep.parquet",
         summary=out / "summary.json",
     )
-
-    stage(
-        "nullspace",
-        monkeypatch,
+    analyse_null_space(
         **model,
-        residuals=residuals,
+        residuals=[residuals],
         rules=["energy=0.9", "k=3"],
-        neurons=4,
+        n_neurons=4,
         random=5,
         **few,
         shares=out / "nullspace.parquet",
-        out=out / "neurons.parquet",
+        effects=out / "neurons.parquet",
     )
 
     made = pd.read_parquet(prompts)
@@ -283,9 +315,7 @@ def test_mixed_questions_through_all_stages(model_folder, monkeypatch, tmp_path)
         ({"vocab_size": 230}, "its prompt holds 'ĠB', token 257, but the model has 230 embeddings"),
     ],
 )
-def test_prompts_that_the_model_cannot_take_are_named(
-    model_folder, monkeypatch, tmp_path, setting, message
-):
+def test_prompts_that_the_model_cannot_take_are_named(model_folder, tmp_path, setting, message):
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps(config | setting))
     (tmp_path / "own.jsonl").write_text(
@@ -294,18 +324,15 @@ def test_prompts_that_the_model_cannot_take_are_named(
             for text in ("short?", "x" * 60)
         )
     )
-    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
-    table, log = tmp_path / "own.parquet", tmp_path / "log"
-    left = tmp_path / "left.csv"
-    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
-    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=left)
-    arguments = ["--manifest", model_folder / "manifest.json", "--questions", table]
-    arguments += ["--out", tmp_path / "prompts.parquet", "--log", log]
-    assert run("prompts", monkeypatch, *arguments) == 1
-    assert message in log.read_text()
+    fetch(tmp_path)
+    arguments = ["--manifest", model_folder / "manifest.json"]
+    arguments += ["--questions", tmp_path / "own.parquet", "--prompts", tmp_path / "p.parquet"]
+    status, said = run("tokenize_prompts", *arguments, log=tmp_path / "log")
+    assert status == 1
+    assert message in said
 
 
-def test_questions_of_one_order_are_noted_and_kept_in_it(model_folder, monkeypatch, tmp_path):
+def test_questions_of_one_order_are_noted_and_kept_in_it(model_folder, tmp_path, caplog):
     """Rotated, "both A and B" would name other options, and equal ones would trade places."""
     plain = [("Why?", list("wxyz")), ("How?", list("stuv"))]
     fixed = [("Two?", ["1", "2", "both A and B", "4"]), ("Same?", ["1", "2", "1", "3"])]
@@ -315,20 +342,18 @@ def test_questions_of_one_order_are_noted_and_kept_in_it(model_folder, monkeypat
             for text, choices in (*plain, *fixed)
         )
     )
-    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
     table, left, prompts = (tmp_path / name for name in ("own.parquet", "left.csv", "p.parquet"))
-    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
-    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=left)
+    fetch(tmp_path)
     noted = pd.read_csv(left)
     assert noted["where"].tolist() == ["own/3", "own/4"] and noted["kept"].all()
     assert noted["reason"].tolist() == [
         "option C refers to others by place or letter: both A and B",
         "options A and C are equal",
     ]
-    given = {"manifest": model_folder / "manifest.json", "questions": table, "out": prompts}
-    log = tmp_path / "log"
-    stage("prompts", monkeypatch, **given, option_order="cyclic", log=log)
-    assert "2 question(s) keep their order: own/3, own/4" in log.read_text()
+    given = {"manifest": model_folder / "manifest.json", "questions": table, "prompts": prompts}
+    with caplog.at_level("INFO", "layercal"):
+        tokenize_prompts(**given, option_order="cyclic")
+    assert "2 question(s) keep their order: own/3, own/4" in caplog.text
     made = pd.read_parquet(prompts)
     assert made["permutation"].tolist() == [0, 1, 2, 3] * 4
     of = made.groupby("question_id")
@@ -341,18 +366,16 @@ def test_questions_of_one_order_are_noted_and_kept_in_it(model_folder, monkeypat
     }
 
 
-def test_prompts_are_written_as_they_read(model_folder, monkeypatch, tmp_path):
+def test_prompts_are_written_as_they_read(model_folder, tmp_path):
     """Without the marks of what is text in them, and without its control tokens."""
     tokenizer = word_tokenizer(" ABCDE")
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     tokenizer.save_pretrained(model_folder)
     (tmp_path / "own.csv").write_text("question,A,B,answer\nBold <s>?,<s>,<b>,A\nBold?,x,y,B\n")
-    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.csv}}\n")
     table, prompts = tmp_path / "own.parquet", tmp_path / "prompts.parquet"
-    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
-    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=tmp_path / "left.csv")
-    given = {"manifest": model_folder / "manifest.json", "questions": table, "out": prompts}
-    stage("prompts", monkeypatch, **given)
+    fetch(tmp_path, "own.csv")
+    given = {"manifest": model_folder / "manifest.json", "questions": table, "prompts": prompts}
+    tokenize_prompts(**given)
     made = pd.read_parquet(prompts)
     assert made["prompt"][0].endswith("Bold <s>?\nA. <s>\nB. <b>\nAnswer:")
     assert not any(tokenizer.bos_token_id in ids for ids in made["input_ids"])
@@ -360,7 +383,7 @@ def test_prompts_are_written_as_they_read(model_folder, monkeypatch, tmp_path):
     assert read.replace("Ġ", " ").replace("Ċ", "\n") == made["prompt"][0]
 
 
-def test_a_tokenizer_runs_code_only_if_the_manifest_trusts_it(model_folder, monkeypatch, tmp_path):
+def test_a_tokenizer_runs_code_only_if_the_manifest_trusts_it(model_folder, tmp_path):
     path = model_folder / "tokenizer_config.json"
     own = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "tokenizer_class": "Mine"}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
@@ -369,27 +392,23 @@ def test_a_tokenizer_runs_code_only_if_the_manifest_trusts_it(model_folder, monk
         "class Mine(PreTrainedTokenizerFast):\n    pass\n"
     )
     (tmp_path / "own.jsonl").write_text('{"question": "q", "choices": ["1", "2"], "answer": "A"}\n')
-    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
-    table, log = tmp_path / "own.parquet", tmp_path / "log"
-    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
-    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=tmp_path / "left.csv")
-    options = {"manifest": model_folder / "manifest.json", "questions": table}
-    options |= {"out": tmp_path / "prompts.parquet"}
-    arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
-    assert run("prompts", monkeypatch, *arguments, "--log", log) == 1
-    assert "custom code" in log.read_text()
-    options["manifest"].write_text('{"files": {}, "trust_remote_code": true}')
-    stage("prompts", monkeypatch, **options)
+    fetch(tmp_path)
+    given = {"manifest": model_folder / "manifest.json", "questions": tmp_path / "own.parquet"}
+    given |= {"prompts": tmp_path / "prompts.parquet"}
+    with pytest.raises(InputError, match="custom code"):
+        tokenize_prompts(**given)
+    given["manifest"].write_text('{"files": {}, "trust_remote_code": true}')
+    tokenize_prompts(**given)
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--folds", "3"], "2 question(s), copies and translations aside, cannot be split into 3"),
-        (["--min-group", "5"], "4 question(s) are fewer than the 5 that calibration: min_group"),
+        ({"folds": 3}, "2 question(s), copies and translations aside, cannot be split into 3"),
+        ({"min_group": 5}, "4 question(s) are fewer than the 5 that calibration: min_group"),
     ],
 )
-def test_too_few_questions_are_said_first(asked, said, model_folder, monkeypatch, tmp_path):
+def test_too_few_questions_are_said_first(asked, said, tmp_path):
     """Before the model is read; translations of a question are one to fit on."""
     rows = [
         {"question": f"{language} {n}?", "choices": ["1", "2"], "answer": "A"}
@@ -398,10 +417,8 @@ def test_too_few_questions_are_said_first(asked, said, model_folder, monkeypatch
         for n in range(2)
     ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "questions.yaml").write_text(f"own: {{file: {tmp_path}/own.jsonl}}\n")
-    table, log, out = tmp_path / "own.parquet", tmp_path / "log", tmp_path / "prompts.parquet"
-    registry = {"questions": "own", "registry": tmp_path / "questions.yaml"}
-    stage("fetch_questions", monkeypatch, **registry, out=table, rejected=tmp_path / "left.csv")
-    arguments = ["--manifest", tmp_path / "no model/manifest.json", "--questions", table]
-    assert run("prompts", monkeypatch, *arguments, "--out", out, "--log", log, *asked) == 1
-    assert said in log.read_text() and not out.exists()
+    fetch(tmp_path)
+    given = {"manifest": tmp_path / "no model/manifest.json", "prompts": tmp_path / "p.parquet"}
+    with pytest.raises(InputError, match=re.escape(said)):
+        tokenize_prompts(**given, questions=tmp_path / "own.parquet", **asked)
+    assert not given["prompts"].exists()

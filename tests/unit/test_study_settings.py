@@ -74,6 +74,12 @@ def test_nested_keys_are_laid_over_one_by_one():
     assert found == CONFIG | expected
 
 
+def test_what_no_file_says_has_its_default():
+    write("config/config.yaml", {key: CONFIG[key] for key in ("study", "models", "questions")})
+    assert study.own_config([]) == CONFIG
+    assert study.own_config(["mine.yaml"]) == CONFIG | {"study": "mine", "shots": 1}
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -136,6 +142,19 @@ def test_two_files_of_one_name():
     # the same settings make the same results, whoever asks for them
     write("other/mine.yaml", {"shots": 1})
     assert refused(["other/mine.yaml"]) is None
+
+
+def test_a_key_that_is_younger_than_a_study_had_its_default_there():
+    run(["mine.yaml"])
+    path = Path("results/mine/study.yaml")
+    held = yaml.safe_load(path.read_text())
+    del held["config"]["steering"]["nll_margin"], held["config"]["nullspace"]
+    write(path, held)
+    write("other/mine.yaml", {"shots": 1})
+    assert refused(["other/mine.yaml"]) is None
+    write("other/mine.yaml", {"shots": 1, "steering": {"nll_margin": 0.5}})
+    said = refused(["other/mine.yaml"])
+    assert "\n  steering.nll_margin: 0.5 here, 0.01 there\n" in said and "nullspace" not in said
 
 
 def test_two_runs_of_one_name_on_the_command_line():

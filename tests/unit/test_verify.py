@@ -40,7 +40,7 @@ def test_tolerances(name, inside, outside):
 
 
 def test_every_committed_number_has_a_tolerance():
-    from layercal.stages.metrics import NUMBERS as written
+    from layercal.stages.measure_calibration import NUMBERS as written
 
     assert set(verify.TOLERANCES) == set(written)
 

@@ -154,8 +154,8 @@ def test_dvc_sees_a_corrected_source_and_template(study):
     done = call(study, "dvc", "repro", "extract")
     assert done.returncode != 0
     assert "dvc.yaml does not list mine.j2" in done.said
-    assert "python -m layercal.sources.local && dvc repro" in done.said
-    assert call(study, "python", "-m", "layercal.sources.local").returncode == 0
+    assert "python -m layercal.dvc && dvc repro" in done.said
+    assert call(study, "python", "-m", "layercal.dvc").returncode == 0
     done = call(study, "dvc", "repro", "extract")
     assert done.returncode == 0, done.said
     (study / "mine.j2").write_text("{{ question }}\nThe answer:")
@@ -165,7 +165,7 @@ def test_dvc_sees_a_corrected_source_and_template(study):
 def test_dvc_in_a_clone_without_the_folder_of_the_model(study):
     shutil.rmtree(study / "tiny")
     assert "deleted:            tiny" in status(study)
-    assert call(study, "python", "-m", "layercal.sources.local").returncode == 0
+    assert call(study, "python", "-m", "layercal.dvc").returncode == 0
     assert "up to date" in status(study)
 
 

@@ -42,7 +42,7 @@ def make(folder, *arguments, **variables):
 
 
 def test_a_stage_refuses_to_run_the_rules_of_another(study):
-    change(study / "src/layercal/lens.py", '"""', '"""Now: ')
+    change(study / "src/layercal/model/lens.py", '"""', '"""Now: ')
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     done = call(study, "dvc", "repro", "--single-item", "steering", "--force")
     assert done.returncode != 0

@@ -175,9 +175,9 @@ def test_a_missing_shard_ends_in_one_clear_error(finished, tmp_path):
     given = [
         part for name, path in files.items() for part in (f"--{name}", f"results/embedded/{path}")
     ]
-    given += ["--texts", "resources/questions/own.parquet", "--out", str(tmp_path / "page.html")]
+    given += ["--texts", "resources/questions/own.parquet", "--html", str(tmp_path / "page.html")]
     given += ["--page", "reports/explorer/page.html", "--script", "reports/explorer/page.js"]
-    stage = ["python", "-m", "layercal.stages.explore", "--pairs", "tiny/own"]
+    stage = ["python", "-m", "layercal.stages", "render_explorer", "--pairs", "tiny/own"]
     done = call(finished, *stage, *given)
     assert done.returncode == 1
     shard = "results/embedded/steering/tiny/own/logits-0.safetensors"

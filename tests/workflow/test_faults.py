@@ -152,9 +152,9 @@ def test_killed_in_a_download(hub, hub_study, tmp_path):
 def test_killed_in_a_conversion(tmp_path, cache):
     folder, tokenizer = copy_to(tmp_path / "study"), word_tokenizer()
     write_gguf(folder / "tiny.gguf", tiny("llama", vocab_size=len(tokenizer)), tokenizer)
-    (folder / "models.yaml").write_text("tiny: {gguf: tiny.gguf, licence: none}\n")
-    command = [sys.executable, "-m", "layercal.stages.fetch_model", "--model", "tiny"]
-    command += ["--registry", "models.yaml", "--manifest", "resources/models/tiny/manifest.json"]
+    command = [sys.executable, "-m", "layercal.stages", "fetch_model", "--model", "tiny"]
+    command += ["--entry", str({"gguf": "tiny.gguf", "licence": "none"})]
+    command += ["--manifest", "resources/models/tiny/manifest.json"]
     (folder / "src/sitecustomize.py").write_text(DEADLY_OPENING)
     deadly = environment(folder, DIE_AT="partial/model/tokenizer_config.json")
     run = subprocess.Popen(command, cwd=folder, env=deadly, start_new_session=True)
@@ -175,7 +175,11 @@ def test_two_runs_at_once(study):
     log.unlink()
     first = start(study, "extract")
     wait_for(log.exists, first)
-    second = snakemake(study, "extract")
+    os.killpg(first.pid, signal.SIGSTOP)  # so that it is at work for as long as the second starts
+    try:
+        second = snakemake(study, "extract")
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
     assert second.returncode == 1
     assert f"another run is at work in {study}; wait until it has finished" in second.said
     assert first.wait() == 0
@@ -306,7 +310,8 @@ def test_a_model_that_yields_nan(study):
 OUT_OF_MEMORY = """
 import logging, resource, torch
 from families import tiny
-from layercal import extract, model
+from layercal import model
+from layercal.model import extract
 
 def allow(more):
     pages = int(open("/proc/self/statm").read().split()[0])

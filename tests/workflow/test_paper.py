@@ -72,8 +72,8 @@ def paper(tmp_path_factory):
     read = {name: yaml.safe_load(path.read_text()) for name, path in paths.items()}
     serve(hub, read, np.random.default_rng(0))
     read["paper"]["extract"]["shards"] = 1
-    read["paper"]["nullspace"]["rules"] = ["energy=0.9", "k=4"]  # the tiny models are 32 wide
-    read["paper"]["calibration"] |= {"draws": 100, "min_group": 10}
+    read["paper"]["nullspace"] = {"rules": ["energy=0.9", "k=4"]}  # the tiny models are 32 wide
+    read["paper"]["calibration"] = {"draws": 100, "min_group": 10}
     for name, path in paths.items():
         path.write_text(yaml.safe_dump(read[name], sort_keys=False))
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "hf"), "NO_PROXY": "*", "HF_TOKEN": ""}

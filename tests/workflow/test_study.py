@@ -103,7 +103,7 @@ def test_second_run_does_nothing(study):
 
 def test_a_touched_file_reruns_nothing(study):
     for path in (
-        "src/layercal/model.py",
+        "src/layercal/model/lens_model.py",
         "config/config.yaml",
         f"results/embedded/extract/{PART}/prompts.parquet",
     ):
@@ -126,7 +126,7 @@ REPORTS = {
     ("path", "old", "new"),
     [
         ("config/config.yaml", "  - 0.75\n", ""),
-        ("src/layercal/steering.py", '"""Changing', '"""Now changing'),
+        ("src/layercal/steering/interventions.py", '"""Changing', '"""Now changing'),
     ],
 )
 def test_only_steering_depends_on_steering(study, path, old, new):

@@ -2,6 +2,30 @@
 
 from snakemake.io import strip_wildcard_constraints
 
+# what else than these, files and threads a stage asks for are the rule's params
+WILDCARDS = ("model", "questions", "shard")
+
+
+def stage(name):
+    """The command that hands a stage what its signature asks for, each from the rule by its name."""
+
+    def source(parameter):
+        if parameter.name == "threads":
+            return "threads"
+        if parameter.kind in ("Path", "Output"):
+            section = "input" if parameter.kind == "Path" else "output"
+        else:
+            section = "wildcards" if parameter.name in WILDCARDS else "params"
+        return f"{section}.{parameter.name}"
+
+    options = (f"--{each.name.replace('_', '-')} {{{source(each)}:q}}" for each in parameters(name))
+    return f"python -m layercal.stages {name} {' '.join(options)} --log {{log}}"
+
+
+def beside(path):
+    """A file of this project, wherever the workflow that takes it as a module runs."""
+    return os.path.relpath(workflow.source_path(f"../../{path}"))
+
 
 def outputs(patterns):
     """Files of this study, a tuple a job, that a rule with these outputs makes."""

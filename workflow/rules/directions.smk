@@ -32,32 +32,7 @@ rule fit_directions:
             pair=transfer_sources(wildcards),
             shard=SHARDS,
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "ablation/nullspace",
-                "files",
-                "metrics/accuracy",
-                "metrics/calibration",
-                "metrics/differences",
-                "metrics/paired",
-                "metrics/phase",
-                "metrics/readings",
-                "metrics/resampling",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "model/unembedding",
-                "prompts/tokenizing",
-                "results",
-                "sources/questions",
-                "steering/controls",
-                "steering/dimensions",
-                "steering/directions",
-                "stages/directions",
-            ],
-        ),
+        code=code_of("fit_directions"),
     output:
         vectors="<results>/directions/{model}/{questions}/directions.safetensors",
         table="<results>/directions/{model}/{questions}/directions.parquet",
@@ -66,8 +41,6 @@ rule fit_directions:
         "<logs>/directions/{model}/{questions}/directions.log",
     benchmark:
         "<benchmarks>/directions/{model}/{questions}/directions.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=mb_of_model(4000, copies=2),
@@ -81,9 +54,9 @@ rule fit_directions:
         null_rule=config["nullspace"]["rules"][0],
         max_layers=config["steering"]["max_layers"],
         min_group=(
-            f"--min-group {config['calibration']['min_group']}"
+            config["calibration"]["min_group"]
             if config["directions"]["transfer"]["categories"]
-            else ""
+            else None
         ),
         sources=transfer_sources,
         tolerance=config["phase"]["tolerance"],
@@ -97,16 +70,7 @@ rule fit_directions:
     message:
         "Fitting directions of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.directions --manifest {input.manifest}"
-        " --prompts {input.prompts} --residuals {input.residuals} --options {input.options}"
-        " --phase {input.phase} --estimators {params.estimators} --blocks {params.blocks}"
-        " --ranks {params.ranks} --random {params.random} --max-layers {params.max_layers}"
-        " --null-rule {params.null_rule} {params.min_group} --sources {params.sources} --source-prompts {input.source_prompts}"
-        " --source-residuals {input.source_residuals} --tolerance {params.tolerance}"
-        " --n-bins {params.n_bins} --draws {params.draws} --folds {params.folds}"
-        " --seed {params.seed} --dtype {params.dtype} --device {params.device}"
-        " --quantize {params.quantize} --threads {threads} --out {output.vectors}"
-        " --table {output.table} --dimensions {output.dimensions} --log {log}"
+        stage("fit_directions")
 
 
 rule analyse_null_space:
@@ -116,37 +80,14 @@ rule analyse_null_space:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "ablation/neurons",
-                "ablation/nullspace",
-                "files",
-                "metrics/accuracy",
-                "metrics/calibration",
-                "metrics/differences",
-                "metrics/paired",
-                "metrics/resampling",
-                "metrics/scoring",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "model/unembedding",
-                "prompts/tokenizing",
-                "results",
-                "stages/nullspace",
-            ],
-        ),
+        code=code_of("analyse_null_space"),
     output:
+        effects="<results>/directions/{model}/{questions}/neurons.parquet",
         shares="<results>/directions/{model}/{questions}/nullspace.parquet",
-        neurons="<results>/directions/{model}/{questions}/neurons.parquet",
     log:
         "<logs>/directions/{model}/{questions}/nullspace.log",
     benchmark:
         "<benchmarks>/directions/{model}/{questions}/nullspace.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=mb_of_model(4000, copies=2),
@@ -154,7 +95,7 @@ rule analyse_null_space:
         gpu=GPU,
     params:
         rules=config["nullspace"]["rules"],
-        neurons=config["nullspace"]["neurons"],
+        n_neurons=config["nullspace"]["neurons"],
         random=config["directions"]["random"],
         n_bins=config["calibration"]["n_bins"][0],
         draws=config["calibration"]["draws"],
@@ -165,9 +106,4 @@ rule analyse_null_space:
     message:
         "Analysing the null space of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.nullspace --manifest {input.manifest}"
-        " --prompts {input.prompts} --residuals {input.residuals} --rules {params.rules}"
-        " --neurons {params.neurons} --random {params.random} --n-bins {params.n_bins}"
-        " --draws {params.draws} --seed {params.seed} --dtype {params.dtype}"
-        " --device {params.device} --quantize {params.quantize} --threads {threads}"
-        " --shares {output.shares} --out {output.neurons} --log {log}"
+        stage("analyse_null_space")

@@ -19,22 +19,7 @@ rule tokenize_prompts:
         manifest="resources/models/{model}/manifest.json",
         questions="resources/questions/{questions}.parquet",
         template=template,
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "prompts/control_tokens",
-                "prompts/rotation",
-                "prompts/templates",
-                "prompts/tokenizing",
-                "sources/questions",
-                "stages/prompts",
-            ],
-        ),
+        code=code_of("tokenize_prompts"),
     output:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
     log:
@@ -42,8 +27,6 @@ rule tokenize_prompts:
     benchmark:
         "<benchmarks>/extract/{model}/{questions}/prompts.tsv"
     priority: 10
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=growing(2000),
@@ -52,51 +35,29 @@ rule tokenize_prompts:
         prompt=asked("prompt"),
         shots=asked("shots"),
         option_order=asked("option_order"),
-        limit="" if config["limit"] is None else f"--limit {config['limit']}",
+        limit=config["limit"],
         shards=config["extract"]["shards"],
         seed=config["seed"],
         # only checked: a function of the input is no reason to run again where it changes
-        least=lambda wildcards, input: (
-            f"--folds {config['folds']} --min-group {config['calibration']['min_group']}"
-        ),
+        folds=lambda wildcards, input: config["folds"],
+        min_group=lambda wildcards, input: config["calibration"]["min_group"],
     message:
         "Tokenizing {wildcards.questions} for {wildcards.model}"
     shell:
-        "python -m layercal.stages.prompts --manifest {input.manifest}"
-        " --questions {input.questions} --prompt {params.prompt:q}"
-        " --shots {params.shots}"
-        " --option-order {params.option_order} {params.limit}"
-        " --shards {params.shards} --seed {params.seed} {params.least}"
-        " --out {output.prompts} --log {log}"
+        stage("tokenize_prompts")
 
 
 rule extract_residuals:
     input:
         manifest="resources/models/{model}/manifest.json",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/extract",
-                "model/lens_model",
-                "model/loading",
-                "model/recording",
-                "prompts/tokenizing",
-                "results",
-                "stages/extract",
-            ],
-        ),
+        code=code_of("extract_residuals"),
     output:
         residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
     log:
         "<logs>/extract/{model}/{questions}/residuals-{shard}.log",
     benchmark:
         "<benchmarks>/extract/{model}/{questions}/residuals-{shard}.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=mb_of_model(4000),
@@ -111,6 +72,4 @@ rule extract_residuals:
     message:
         "Extracting residuals of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
-        "python -m layercal.stages.extract --manifest {input.manifest} --prompts {input.prompts}"
-        " --shard {wildcards.shard} --shards {params.shards} --batch-tokens {params.batch_tokens} --dtype {params.dtype}"
-        " --device {params.device} --quantize {params.quantize} --threads {threads} --out {output.residuals} --log {log}"
+        stage("extract_residuals")

@@ -13,20 +13,7 @@ rule fetch:
 rule fetch_questions:
     input:
         own=lambda wildcards: local.question_inputs(QUESTIONS[wildcards.questions]),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "prompts/rotation",
-                "sources/hub",
-                "sources/question_files",
-                "sources/question_sources",
-                "sources/questions",
-                "sources/registry",
-                "sources/wheels",
-                "stages/fetch_questions",
-            ],
-        ),
+        code=code_of("fetch_questions"),
     output:
         table="resources/questions/{questions}.parquet",
         rejected="resources/questions/{questions}.rejected.csv",
@@ -36,8 +23,6 @@ rule fetch_questions:
         "logs/benchmarks/fetch/questions/{questions}.tsv"
     # before the models, which take all cores: bad questions show before any long work
     priority: 10
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=growing(2000),
@@ -47,41 +32,19 @@ rule fetch_questions:
     message:
         "Fetching questions {wildcards.questions}"
     shell:
-        "python -m layercal.stages.fetch_questions --questions {wildcards.questions}"
-        " --out {output.table} --rejected {output.rejected} --log {log}"
+        stage("fetch_questions")
 
 
 rule fetch_model:
     input:
         own=lambda wildcards: local.model_inputs(wildcards.model, MODELS[wildcards.model]),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "model/proof",
-                "prompts/tokenizing",
-                "sources/gguf_config",
-                "sources/gguf_files",
-                "sources/gguf_tokenizer",
-                "sources/hub",
-                "sources/registry",
-                "sources/weights",
-                "sources/wheels",
-                "stages/fetch_model",
-            ],
-        ),
+        code=code_of("fetch_model"),
     output:
         manifest="resources/models/{model}/manifest.json",
     log:
         "logs/fetch/models/{model}.log",
     benchmark:
         "logs/benchmarks/fetch/models/{model}.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=growing(7000),
@@ -91,5 +54,4 @@ rule fetch_model:
     message:
         "Fetching model {wildcards.model}: download, check, convert, prove"
     shell:
-        "python -m layercal.stages.fetch_model --model {wildcards.model}"
-        " --manifest {output.manifest} --log {log}"
+        stage("fetch_model")

@@ -22,21 +22,7 @@ rule read_lens:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "model/__init__",
-                "model/architecture",
-                "model/lens",
-                "model/lens_model",
-                "model/loading",
-                "prompts/tokenizing",
-                "results",
-                "sources/questions",
-                "stages/lens",
-            ],
-        ),
+        code=code_of("read_lens"),
     output:
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
@@ -44,8 +30,6 @@ rule read_lens:
         "<logs>/lens/{model}/{questions}/options.log",
     benchmark:
         "<benchmarks>/lens/{model}/{questions}/options.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=mb_of_model(4000, copies=2),
@@ -60,10 +44,7 @@ rule read_lens:
     message:
         "Reading {wildcards.model} on {wildcards.questions} through the logit lens"
     shell:
-        "python -m layercal.stages.lens --manifest {input.manifest} --prompts {input.prompts}"
-        " --residuals {input.residuals} --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
-        " --threads {threads} --folds {params.folds} --seed {params.seed}"
-        " --out {output.options} --tuned {output.tuned} --log {log}"
+        stage("read_lens")
 
 
 rule measure_calibration:
@@ -71,21 +52,7 @@ rule measure_calibration:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/accuracy",
-                "metrics/calibration",
-                "metrics/differences",
-                "metrics/phase",
-                "metrics/readings",
-                "metrics/resampling",
-                "results",
-                "sources/questions",
-                "stages/metrics",
-            ],
-        ),
+        code=code_of("measure_calibration"),
     output:
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",
@@ -96,8 +63,6 @@ rule measure_calibration:
         "<logs>/lens/{model}/{questions}/metrics.log",
     benchmark:
         "<benchmarks>/lens/{model}/{questions}/metrics.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 2
     resources:
         mem_mb=growing(2000),
@@ -112,9 +77,4 @@ rule measure_calibration:
     message:
         "Measuring calibration of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.metrics --prompts {input.prompts} --options {input.options}"
-        " --tuned {input.tuned}"
-        " --n-bins {params.n_bins} --min-count {params.min_count} --min-group {params.min_group}"
-        " --draws {params.draws} --threads {threads}"
-        " --tolerance {params.tolerance} --seed {params.seed} --out {output.metrics}"
-        " --phase {output.phase} --numbers {output.numbers} --curves {output.curves} --log {log}"
+        stage("measure_calibration")

@@ -7,6 +7,8 @@
 
 PAGES = ["index.html", "explore.html", "atlas.html", "atlas.pdf", "atlas.csv"]
 PAGES += ["workflow.png", "workflow.pdf"]
+PHASES = ["fetch", "extract", "lens", "directions", "steering", "reports"]
+NOTEBOOK = beside("reports/notebooks/report.ipynb")
 # of every report; src/layercal/report/plates.py draws them
 FIGURES = [
     "layer-curves",
@@ -62,23 +64,7 @@ rule draw_figures:
         neurons="<results>/directions/{model}/{questions}/neurons.parquet",
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "metrics/readings",
-                "metrics/resampling",
-                "report/figures",
-                "report/plates",
-                "results",
-                "sources/questions",
-                "steering/dimensions",
-                "steering/tally",
-                "stages/figure",
-            ],
-        ),
+        code=code_of("draw_figures"),
     output:
         png=report(
             "<reports>/{model}/{questions}.png",
@@ -93,8 +79,6 @@ rule draw_figures:
         "<logs>/reports/{model}/{questions}/figures.log",
     benchmark:
         "<benchmarks>/reports/{model}/{questions}/figures.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -102,18 +86,12 @@ rule draw_figures:
     message:
         "Drawing the figures of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.figure --prompts {input.prompts} --options {input.options}"
-        " --metrics {input.metrics} --phase {input.phase} --directions {input.directions}"
-        " --dimensions {input.dimensions} --nullspace {input.nullspace}"
-        " --neurons {input.neurons} --sweep {input.sweep} --summary {input.summary}"
-        " --title '{wildcards.model} on {wildcards.questions}'"
-        " --png {output.png} --pdfs {output.pdfs} --csvs {output.csvs} --claims {output.claims}"
-        " --log {log}"
+        stage("draw_figures")
 
 
 rule render_report:
     input:
-        notebook="reports/notebooks/report.ipynb",
+        notebook=NOTEBOOK,
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
@@ -126,33 +104,14 @@ rule render_report:
         neurons="<results>/directions/{model}/{questions}/neurons.parquet",
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "metrics/readings",
-                "metrics/resampling",
-                "report/figures",
-                "report/pages",
-                "report/plates",
-                "results",
-                "sources/questions",
-                "steering/dimensions",
-                "steering/tally",
-                "stages/report",
-            ],
-        ),
+        code=code_of("render_report", beside=[NOTEBOOK]),
     output:
-        notebook="<reports>/{model}/{questions}.ipynb",
+        executed="<reports>/{model}/{questions}.ipynb",
         html="<reports>/{model}/{questions}.html",
     log:
         "<logs>/reports/{model}/{questions}/report.log",
     benchmark:
         "<benchmarks>/reports/{model}/{questions}/report.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -160,13 +119,7 @@ rule render_report:
     message:
         "Rendering the report of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.report --notebook {input.notebook}"
-        " --model {wildcards.model} --questions {wildcards.questions}"
-        " --manifest {input.manifest} --rejected {input.rejected} --prompts {input.prompts}"
-        " --options {input.options} --metrics {input.metrics} --phase {input.phase}"
-        " --directions {input.directions} --dimensions {input.dimensions}"
-        " --nullspace {input.nullspace} --neurons {input.neurons} --sweep {input.sweep}"
-        " --summary {input.summary} --out {output.notebook} --html {output.html} --log {log}"
+        stage("render_report")
 
 
 rule render_atlas:
@@ -186,10 +139,7 @@ rule render_atlas:
             model=OWN["models"],
             questions=OWN["questions"],
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=["files", "report/figures", "report/pages", "results", "stages/atlas"],
-        ),
+        code=code_of("render_atlas"),
     output:
         html="<reports>/atlas.html",
         pdf="<reports>/atlas.pdf",
@@ -198,8 +148,6 @@ rule render_atlas:
         "<logs>/reports/atlas.log",
     benchmark:
         "<benchmarks>/reports/atlas.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -209,24 +157,16 @@ rule render_atlas:
     message:
         "Rendering the atlas of all models and question sets"
     shell:
-        "python -m layercal.stages.atlas --pairs {params.pairs} --metrics {input.metrics}"
-        " --phases {input.phases} --summaries {input.summaries} --out {output.html}"
-        " --pdf {output.pdf} --csv {output.csv} --log {log}"
+        stage("render_atlas")
 
 
 rule draw_workflow:
     input:
         rules=[
-            "Snakefile",
-            *expand(
-                "workflow/rules/{phase}.smk",
-                phase=["fetch", "extract", "lens", "directions", "steering", "reports"],
-            ),
+            beside("workflow/Snakefile"),
+            *(beside(f"workflow/rules/{phase}.smk") for phase in PHASES),
         ],
-        code=expand(
-            "src/layercal/{module}.py",
-            module=["report/figures", "stages/rulegraph"],
-        ),
+        code=code_of("draw_workflow"),
     output:
         png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),
         pdf="<reports>/workflow.pdf",
@@ -234,8 +174,6 @@ rule draw_workflow:
         "<logs>/reports/workflow.log",
     benchmark:
         "<benchmarks>/reports/workflow.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -243,8 +181,9 @@ rule draw_workflow:
     message:
         "Drawing the rules of this workflow"
     shell:
-        "snakemake --rulegraph dot reports 2> {log} | python -m layercal.stages.rulegraph"
-        " --png {output.png} --pdf {output.pdf} --log {log}"
+        # the target's name has a prefix where another workflow takes this one as a module
+        "rule={rule}; snakemake --rulegraph dot ${{rule/draw_workflow/reports}} 2> {log} | "
+        + stage("draw_workflow")
 
 
 rule render_index:
@@ -266,18 +205,13 @@ rule render_index:
         ),
         atlas="<reports>/atlas.html",
         workflow="<reports>/workflow.png",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=["files", "report/pages", "stages/index"],
-        ),
+        code=code_of("render_index"),
     output:
         html="<reports>/index.html",
     log:
         "<logs>/reports/index.log",
     benchmark:
         "<benchmarks>/reports/index.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -287,14 +221,13 @@ rule render_index:
     message:
         "Rendering the index of reports"
     shell:
-        "python -m layercal.stages.index --pairs {params.pairs} --phases {input.phases}"
-        " --out {output.html} --log {log}"
+        stage("render_index")
 
 
 rule render_explorer:
     input:
-        page="reports/explorer/page.html",
-        script="reports/explorer/page.js",
+        page=beside("reports/explorer/page.html"),
+        script=beside("reports/explorer/page.js"),
         texts=expand("resources/questions/{questions}.parquet", questions=OWN["questions"]),
         prompts=expand(
             "<results>/extract/{model}/{questions}/prompts.parquet",
@@ -332,33 +265,13 @@ rule render_explorer:
             questions=OWN["questions"],
             shard=SHARDS,
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "metrics/readings",
-                "metrics/resampling",
-                "report/charts",
-                "report/explorer",
-                "report/figures",
-                "report/plates",
-                "results",
-                "sources/questions",
-                "steering/dimensions",
-                "steering/tally",
-                "stages/explore",
-            ],
-        ),
+        code=code_of("render_explorer"),
     output:
         html="<reports>/explore.html",
     log:
         "<logs>/reports/explore.log",
     benchmark:
         "<benchmarks>/reports/explore.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=4000,
@@ -368,11 +281,7 @@ rule render_explorer:
     message:
         "Rendering the interactive page"
     shell:
-        "python -m layercal.stages.explore --pairs {params.pairs} --prompts {input.prompts}"
-        " --options {input.options} --metrics {input.metrics} --phase {input.phase}"
-        " --directions {input.directions} --sweep {input.sweep} --logits {input.logits}"
-        " --texts {input.texts} --page {input.page} --script {input.script}"
-        " --out {output.html} --log {log}"
+        stage("render_explorer")
 
 
 # Snakemake's report keeps what lies in one folder together, and so the pages' links alive
@@ -392,8 +301,6 @@ rule bundle:
         "<logs>/reports/bundle.log",
     benchmark:
         "<benchmarks>/reports/bundle.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,

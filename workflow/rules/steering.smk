@@ -22,33 +22,13 @@ rule steer_prompts:
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
         directions="<results>/directions/{model}/{questions}/directions.safetensors",
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "ablation/blocks",
-                "files",
-                "metrics/calibration",
-                "metrics/paired",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "model/recording",
-                "prompts/tokenizing",
-                "results",
-                "steering/interventions",
-                "steering/tally",
-                "stages/steer",
-            ],
-        ),
+        code=code_of("steer_prompts"),
     output:
         logits="<results>/steering/{model}/{questions}/logits-{shard}.safetensors",
     log:
         "<logs>/steering/{model}/{questions}/logits-{shard}.log",
     benchmark:
         "<benchmarks>/steering/{model}/{questions}/logits-{shard}.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: workflow.cores
     resources:
         mem_mb=mb_of_model(4000),
@@ -65,12 +45,7 @@ rule steer_prompts:
     message:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
-        "python -m layercal.stages.steer --manifest {input.manifest} --prompts {input.prompts}"
-        " --residuals {input.residuals} --shard {wildcards.shard}"
-        " --directions {input.directions} --n-bins {params.n_bins}"
-        " --alphas {params.alphas} --modes {params.modes} --chunk {params.chunk}"
-        " --dtype {params.dtype} --device {params.device} --quantize {params.quantize}"
-        " --threads {threads} --out {output.logits} --log {log}"
+        stage("steer_prompts")
 
 
 rule evaluate_steering:
@@ -82,37 +57,7 @@ rule evaluate_steering:
         logits=expand(
             "<results>/steering/{{model}}/{{questions}}/logits-{shard}.safetensors", shard=SHARDS
         ),
-        code=expand(
-            "src/layercal/{module}.py",
-            module=[
-                "files",
-                "metrics/accuracy",
-                "metrics/calibration",
-                "metrics/differences",
-                "metrics/paired",
-                "metrics/phase",
-                "metrics/readings",
-                "metrics/resampling",
-                "metrics/scoring",
-                "model/__init__",
-                "model/architecture",
-                "model/lens_model",
-                "model/loading",
-                "model/recording",
-                "prompts/tokenizing",
-                "results",
-                "sources/questions",
-                "steering/baselines",
-                "steering/claims",
-                "steering/dimensions",
-                "steering/directions",
-                "steering/evaluation",
-                "steering/interventions",
-                "steering/tally",
-                "steering/verdicts",
-                "stages/sweep",
-            ],
-        ),
+        code=code_of("evaluate_steering"),
     output:
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
@@ -120,8 +65,6 @@ rule evaluate_steering:
         "<logs>/steering/{model}/{questions}/sweep.log",
     benchmark:
         "<benchmarks>/steering/{model}/{questions}/sweep.tsv"
-    conda:
-        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=mb(4000, copies=4),
@@ -140,11 +83,4 @@ rule evaluate_steering:
     message:
         "Evaluating steering of {wildcards.model} on {wildcards.questions}"
     shell:
-        "python -m layercal.stages.sweep --prompts {input.prompts}"
-        " --directions {input.directions} --dimensions {input.dimensions} --phase {input.phase}"
-        " --logits {input.logits} --estimators {params.estimators} --ranks {params.ranks}"
-        " --alphas {params.alphas} --min-group {params.min_group}"
-        " --accuracy-margin {params.accuracy_margin} --nll-margin {params.nll_margin}"
-        " --pairs {params.pairs} --n-bins {params.n_bins}"
-        " --draws {params.draws} --seed {params.seed} --out {output.sweep}"
-        " --summary {output.summary} --log {log}"
+        stage("evaluate_steering")

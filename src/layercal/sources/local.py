@@ -1,14 +1,11 @@
 """What a study reads from this disk: its own models, questions and prompt templates.
 
 Checked before a plan is made, inputs of the rules that read them, dependencies of DVC's stages.
-``python -m layercal.sources.local`` writes the latter into dvc.yaml.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from itertools import chain
@@ -17,16 +14,11 @@ from pathlib import Path
 import yaml
 
 from layercal import InputError
-from layercal.config import check as check_config
-from layercal.files import TOKENIZER_FILES, write_atomically
-from layercal.sources import registry
+from layercal.files import TOKENIZER_FILES
 from layercal.sources.registry import alternatives
 
 KINDS = ("folder", "gguf", "csv_folder", "file")
 MODELS = Path("resources/models")
-REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
-# behind each line of dvc.yaml that is not the project's but the study's
-MARK = "  # named by the config"
 
 
 def named(config: dict) -> tuple[list[str], list[str]]:
@@ -208,35 +200,5 @@ def check_dependencies(stages: dict[str, Iterable[str]], dvc: Path = Path("dvc.y
     if lacking:
         raise InputError(
             f"{dvc} does not list {', '.join(lacking)}, which the config names, so DVC would not "
-            "see it change; write it there and run again: python -m layercal.sources.local && dvc "
-            "repro"
+            "see it change; write it there and run again: python -m layercal.dvc && dvc repro"
         )
-
-
-def with_dependencies(text: str, stages: dict[str, Iterable[str]]) -> str:
-    """Return the text of dvc.yaml with what the config names in place of what it had named."""
-    text = "".join(line for line in text.splitlines(True) if not line.rstrip().endswith(MARK))
-    for stage, paths in stages.items():
-        head = re.search(rf"^  {stage}:\n(?:    .*\n)*?    deps:\n", text, re.M)
-        lines = "".join(f"      - {json.dumps(path)}{MARK}\n" for path in paths)
-        text = text[: head.end()] + lines + text[head.end() :]
-    return text
-
-
-def main() -> None:
-    """Write into dvc.yaml what config/config.yaml names and what is there."""
-    dvc, models, questions = Path("dvc.yaml"), *map(registry.read, REGISTRIES)
-    config = registry.read_yaml(Path("config/config.yaml"))
-    config_schema = registry.read_yaml(Path("workflow/schemas/config.schema.yaml"))
-    check_config(config, config_schema, models, questions)
-    text = dvc.read_text()
-    changed = with_dependencies(text, dependencies(config, models, questions))
-    if changed != text:
-        write_atomically(dvc, changed)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -12,6 +12,7 @@ import yaml
 
 from layercal import InputError
 
+REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
 # keys that hold a path on this disk
 PATHS = ("folder", "gguf", "csv_folder", "file", "prompt")
 
@@ -77,20 +78,6 @@ def _at_home(entry):
 def expand_home(path):
     """Put the user's home for a leading ``~``; what is no text stays as it is."""
     return os.path.expanduser(path) if isinstance(path, str) else path
-
-
-def entry_of(registry: Path, name: str) -> dict:
-    """Return one entry of ``config/models.yaml`` or ``config/questions.yaml``.
-
-    Raises
-    ------
-    InputError
-        If there is none of that name.
-    """
-    entries = read(registry)
-    if name not in entries:
-        raise InputError(f"{registry}: no entry {name!r} (known: {', '.join(sorted(entries))})")
-    return entries[name]
 
 
 log = logging.getLogger("layercal")

@@ -1,27 +1,18 @@
 """Fetch one model of the registry: download, check, convert, write its manifest last."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from layercal import stages
 from layercal.model import proof
-from layercal.sources import registry, weights
+from layercal.sources import weights
+from layercal.stages import Output, log
 
 
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("fetch_model", __doc__)
-    made.add_argument("--model", required=True, help="name in the registry")
-    made.add_argument("--registry", type=Path, default="config/models.yaml")
-    made.add_argument("--manifest", type=Path, required=True, help="manifest.json to write")
-    stages.run(stage, made)
-
-
-def stage(args) -> None:
+def fetch_model(
+    *,
+    model: str,
+    entry: dict,
+    manifest: Output,
+) -> None:
     """Fetch into the manifest's folder."""
-    entry = registry.entry_of(args.registry, args.model)
-    manifest = weights.fetch_model(args.model, entry, args.manifest.parent, proof.prove)
-    stages.log.info("%s: %d files", args.model, len(manifest["files"]))
-
-
-if __name__ == "__main__":
-    main()
+    written = weights.fetch_model(model, entry, manifest.parent, proof.prove)
+    log.info("%s: %d files", model, len(written["files"]))

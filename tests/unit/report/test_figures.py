@@ -12,7 +12,7 @@ from sweeps import tallied
 from layercal import InputError
 from layercal.metrics import accuracy, phase, readings, resampling, scoring
 from layercal.report import figures, plates
-from layercal.stages.figure import latex
+from layercal.stages.draw_figures import latex
 from layercal.steering import dimensions, evaluation, verdicts
 from layercal.steering.tally import ALL_CONTROLS
 

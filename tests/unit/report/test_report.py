@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -9,7 +10,8 @@ from chain import Chain, questions
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from layercal.stages import report
+from layercal.report import plates
+from layercal.stages.render_report import render_report, strip
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def rendered(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MATPLOTLIBRC", str(settings))
-    chain = Chain(tmp_path, monkeypatch)
+    chain = Chain(tmp_path)
     chain.fetch(questions("ABCD" * 6))
     chain.prompts()
     chain.extract()
@@ -35,14 +37,13 @@ def rendered(tmp_path, monkeypatch, capfd):
     chain.study()
     capfd.readouterr()
     monkeypatch.chdir(tmp_path)
-    chain.run(
-        "report",
+    render_report(
         notebook=ROOT / "reports/notebooks/report.ipynb",
         model="m",
         questions="own",
-        **chain.tables(*report.TABLES),
-        out="pages/of/m-own.ipynb",
-        html="pages/of/m-own.html",
+        **chain.tables("manifest", "rejected", *plates.TABLES),
+        executed=Path("pages/of/m-own.ipynb"),
+        html=Path("pages/of/m-own.html"),
     )
     return tmp_path
 
@@ -64,6 +65,6 @@ def test_the_rendered_notebook_runs_again_where_it_lies(rendered, monkeypatch, c
     first = nbformat.read(path, 4)
     again = nbformat.read(path, 4)
     NotebookClient(again, resources={"metadata": {"path": path.parent}}).execute()
-    report.strip(again)
+    strip(again)
     assert outputs(again) == outputs(first)
     assert sum(map(len, outputs(first))) > 30

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import save_model
 from fetching import fetch_model
 
@@ -58,9 +57,8 @@ def test_links_that_cannot_reach_are_copies(entry, tmp_path, monkeypatch):
 
 
 def test_two_runs_that_fill_it_at_once(hub, entry, tmp_path):
-    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"tiny": entry}))
-    command = [sys.executable, "-m", "layercal.stages.fetch_model", "--model", "tiny"]
-    command += ["--registry", str(tmp_path / "models.yaml"), "--manifest"]
+    command = [sys.executable, "-m", "layercal.stages", "fetch_model", "--model", "tiny"]
+    command += ["--entry", str(entry), "--manifest"]
     places = [tmp_path / "one/manifest.json", tmp_path / "two/manifest.json"]
     runs = [subprocess.Popen([*command, str(place)]) for place in places]
     assert [run.wait() for run in runs] == [0, 0]

@@ -9,7 +9,6 @@ import sys
 
 import huggingface_hub
 import pytest
-import yaml
 from conftest import ROOT, save_model
 from fetching import fetch_model
 
@@ -168,14 +167,13 @@ def test_gated_repo(hub, repo, tmp_path, monkeypatch):
 def test_the_token_goes_to_the_hub_alone(hub, repo, tmp_path):
     """Through the stage, as the workflow runs it: not into manifest, log or output."""
     hub.gated[REPO] = TOKEN
-    registry = tmp_path / "models.yaml"
     broken = {"hub": {"repo": REPO, "revision": 40 * "0"}}
     entry = entry_of(hub)
     source = {"hub": entry.pop("hub")}
-    registry.write_text(yaml.safe_dump({"tiny": {**entry, "sources": [broken, source]}}))
     manifest, log = tmp_path / "kept/manifest.json", tmp_path / "log"
-    command = [sys.executable, "-m", "layercal.stages.fetch_model", "--model", "tiny"]
-    command += ["--registry", str(registry), "--manifest", str(manifest), "--log", str(log)]
+    command = [sys.executable, "-m", "layercal.stages", "fetch_model", "--model", "tiny"]
+    command += ["--entry", str({**entry, "sources": [broken, source]})]
+    command += ["--manifest", str(manifest), "--log", str(log)]
     environment = {**os.environ, "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, log.read_text()
@@ -286,12 +284,11 @@ def test_a_folder_of_the_client_that_cannot_be_written(hub, repo, tmp_path, kind
     source = {"repo": place, "revision": revision}
     if kind == "questions":
         source |= {"config": "default", "splits": ["test"]}
-    registry, log = tmp_path / "registry.yaml", tmp_path / "log"
-    registry.write_text(yaml.safe_dump({"mine": {"hub": source, "licence": "mine"}}))
+    log = tmp_path / "log"
     outs = {"model": ["--manifest", "kept/manifest.json"]}
-    outs["questions"] = ["--out", "kept/mine.parquet", "--rejected", "kept/left.csv"]
-    command = [sys.executable, "-m", f"layercal.stages.fetch_{kind}", f"--{kind}", "mine"]
-    command += ["--registry", str(registry), "--log", str(log), *outs[kind]]
+    outs["questions"] = ["--table", "kept/mine.parquet", "--rejected", "kept/left.csv"]
+    command = [sys.executable, "-m", "layercal.stages", f"fetch_{kind}", f"--{kind}", "mine"]
+    command += ["--entry", str({"hub": source, "licence": "mine"}), "--log", str(log), *outs[kind]]
     environment = {**os.environ, "HF_HOME": "/dev/null/home", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, env=environment, cwd=tmp_path)
     assert done.returncode == 1

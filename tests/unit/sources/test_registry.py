@@ -1,7 +1,5 @@
 """YAML files are read strictly, and paths in registries from the user's home."""
 
-from pathlib import Path
-
 import pytest
 
 from layercal import InputError
@@ -51,11 +49,3 @@ def test_home_is_put_for_a_tilde_in_paths_alone(tmp_path, monkeypatch):
         "q": {"file": "/home/me/q.csv", "prompt": "/home/me/p.j2", "description": "~/x"},
         "s": {"licence": "MIT", "sources": [{"folder": "/home/me/m"}, {"gguf": "/g"}, {"file": 7}]},
     }
-
-
-def test_an_unknown_entry_is_named(tmp_path):
-    path = Path(tmp_path / "models.yaml")
-    path.write_text("one: {}\ntwo: {}\n")
-    assert registry.entry_of(path, "one") == {}
-    with pytest.raises(InputError, match=r"no entry 'three' \(known: one, two\)"):
-        registry.entry_of(path, "three")

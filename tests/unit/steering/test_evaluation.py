@@ -6,7 +6,13 @@ from scipy.special import softmax
 from sweeps import ALPHAS, STILL, steered, sweep
 
 from layercal.metrics import calibration, scoring
-from layercal.steering import evaluation
+from layercal.steering import evaluation, verdicts
+
+
+def test_baselines_change_no_other_verdict(rng):
+    made = sweep(rng, [1.5, 1, 0.7, 1 / 3])
+    rows = verdicts.summarise({"all": (made, True)}, ["update-mean"])
+    assert steered(made) == [row for row in rows if row["kind"] != "baseline"] != rows
 
 
 def test_selection_never_worse_on_its_own_split_and_abstains(rng):

@@ -1,47 +1,48 @@
 """Render the interactive page of a study: every model on every question set."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from layercal import files, results, stages
+from layercal import files, results
 from layercal.report import explorer
+from layercal.stages import Output, log
 from layercal.steering.tally import CONTROL
 
-TABLES = ("prompts", "options", "metrics", "phase", "directions", "sweep")
 
-
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("explore", __doc__)
-    made.add_argument("--pairs", nargs="+", required=True, help="model/questions of each pair")
-    for table in TABLES:
-        made.add_argument(f"--{table}", type=Path, nargs="+", required=True, help="of each pair")
-    made.add_argument("--logits", type=Path, nargs="+", required=True, help="steered, pair by pair")
-    made.add_argument("--texts", type=Path, nargs="+", required=True, help="question tables")
-    made.add_argument("--page", type=Path, required=True)
-    made.add_argument("--script", type=Path, required=True)
-    made.add_argument("--out", type=Path, required=True)
-    stages.run(stage, made)
-
-
-def stage(args) -> None:
+def render_explorer(
+    *,
+    pairs: list[str],
+    prompts: list[Path],
+    options: list[Path],
+    metrics: list[Path],
+    phase: list[Path],
+    directions: list[Path],
+    sweep: list[Path],
+    logits: list[Path],
+    texts: list[Path],
+    page: Path,
+    script: Path,
+    html: Output,
+) -> None:
     """Write the page."""
-    shards = np.array_split(args.logits, len(args.pairs))
-    tables = zip(*(getattr(args, name) for name in TABLES), strict=True)
-    pairs = [
+    shards = np.array_split(logits, len(pairs))
+    tables = zip(prompts, options, metrics, phase, directions, sweep, strict=True)
+    shown = [
         _pair(name, list(own), *paths)
-        for name, own, paths in zip(args.pairs, shards, tables, strict=True)
+        for name, own, paths in zip(pairs, shards, tables, strict=True)
     ]
-    texts = {path.stem: explorer.ask(pd.read_parquet(path)) for path in args.texts}
-    page = explorer.page(pairs, texts, args.page.read_text(), args.script.read_text())
-    files.write_atomically(args.out, page)
-    size = len(page.encode())
-    stages.log.info("%s: %.1f MB", args.out.name, size / 1e6)
+    asked = {path.stem: explorer.ask(pd.read_parquet(path)) for path in texts}
+    text = explorer.page(shown, asked, page.read_text(), script.read_text())
+    files.write_atomically(html, text)
+    size = len(text.encode())
+    log.info("%s: %.1f MB", html.name, size / 1e6)
     if size > explorer.LIMIT:
-        stages.log.warning("it is slow to open: study fewer models or question sets at once")
+        log.warning("it is slow to open: study fewer models or question sets at once")
 
 
 def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep) -> dict:
@@ -72,7 +73,7 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
 def _read(run: results.Run, shards, mode: str, column: np.ndarray) -> np.ndarray:
     """Steered logits (layers, alphas, n, n_options), one column of the shards a question.
 
-    Only the columns that are needed are read; :mod:`layercal.stages.steer` has their order.
+    Only the columns that are needed are read; :mod:`layercal.stages.steer_prompts` has their order.
     """
     picked, rows = [], []
     for path in shards:
@@ -84,7 +85,3 @@ def _read(run: results.Run, shards, mode: str, column: np.ndarray) -> np.ndarray
             rows.append(shard.get_tensor("rows"))
     logits = np.concatenate(picked)[run.order(shards, rows)]
     return np.moveaxis(logits[np.arange(len(logits)), at - first], 0, -2)
-
-
-if __name__ == "__main__":
-    main()

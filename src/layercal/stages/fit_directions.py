@@ -1,5 +1,7 @@
 """Fit calibration directions, cross-fitted, with their controls; say how many dimensions matter."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,63 +11,77 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from layercal import InputError, results, stages
+from layercal import InputError, results
 from layercal.ablation import nullspace
 from layercal.metrics.phase import sweep_layers
+from layercal.model.fetched import load_fetched
 from layercal.sources import questions
+from layercal.stages import Output, log
 from layercal.steering import controls, dimensions, directions
 from layercal.steering.directions import FROM
 
 
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("directions", __doc__)
-    stages.add_model_options(made)
-    made.add_argument("--prompts", type=Path, required=True)
-    made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
-    made.add_argument("--options", type=Path, required=True, help="options.parquet")
-    made.add_argument("--phase", type=Path, required=True, help="phase.json")
-    made.add_argument(
-        "--estimators", nargs="+", choices=[*directions.ESTIMATORS, "phase-pca"], required=True
-    )
-    made.add_argument("--blocks", type=int, default=3, help="block updates, from the last")
-    made.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="of phase-pca")
-    made.add_argument("--null-rule", default="energy=0.999", help="size of the null space")
-    made.add_argument("--max-layers", type=int, default=8, help="layers to steer at")
-    made.add_argument("--min-group", type=int, default=None, help="fit each category this large")
-    made.add_argument("--sources", nargs="*", default=[], help="names of other sets and models")
-    made.add_argument("--source-prompts", type=Path, nargs="*", default=[])
-    made.add_argument("--source-residuals", type=Path, nargs="*", default=[], help="shards of each")
-    made.add_argument("--folds", type=int, default=5)
-    made.add_argument("--random", type=int, default=200, help="matched control directions")
-    made.add_argument("--tolerance", type=float, default=0.02, help="of the decision layer")
-    made.add_argument("--n-bins", type=int, default=10)
-    made.add_argument("--draws", type=int, default=1000)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--out", type=Path, required=True, help="directions.safetensors to write")
-    made.add_argument("--table", type=Path, required=True, help="directions.parquet to write")
-    made.add_argument("--dimensions", type=Path, required=True, help="dimensions.parquet to write")
-    stages.run(stage, made)
-
-
-def stage(args) -> None:
+def fit_directions(
+    *,
+    manifest: Path,
+    prompts: Path,
+    residuals: list[Path],
+    options: Path,
+    phase: Path,
+    source_prompts: list[Path],
+    source_residuals: list[Path],
+    sources: list[str],
+    estimators: list[str],
+    ranks: list[int],
+    blocks: int = 3,
+    random: int = 200,
+    null_rule: str = "energy=0.999",
+    max_layers: int = 8,
+    min_group: int | None = None,
+    tolerance: float = 0.02,
+    n_bins: int = 10,
+    draws: int = 1000,
+    folds: int = 5,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str = "none",
+    threads: int | None = None,
+    vectors: Output,
+    table: Output,
+    dimensions: Output,
+) -> None:
     """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
-    run = results.Run.load(args.prompts)
-    prompts, phase = run.prompts, run.read(args.phase)
-    split = _split(args, run)
-    layers = sweep_layers(phase["peak_layer"], phase["final_layer"], args.max_layers)
-    clusters = prompts["cluster"].tolist()
-    fold = np.array(questions.folds(clusters, args.folds, args.seed))
-    fits = _fits(args, split, prompts, fold, dict(zip(clusters, fold, strict=True)))
+    run = results.Run.load(prompts)
+    reached = run.read(phase)
+    split = _split(
+        run.prompts,
+        results.Residuals.load(residuals, run),
+        run.by_prompt(options),
+        model=load_fetched(manifest, dtype, device, quantize, threads),
+        blocks=blocks,
+        tolerance=tolerance,
+        n_bins=n_bins,
+    )
+    layers = sweep_layers(reached["peak_layer"], reached["final_layer"], max_layers)
+    clusters = run.prompts["cluster"].tolist()
+    fold = np.array(questions.folds(clusters, folds, seed))
+    fits = {
+        name: (fit, split, fold) for name, fit in directions.estimators(estimators, ranks).items()
+    }
+    fits |= {name: (fit, split, fold) for name, fit in directions.middle_means().items()}
+    fits |= _of_categories(split, run.prompts, fold, min_group)
+    fold_of = dict(zip(clusters, fold, strict=True))
+    fits |= _of_sources(split, fold_of, sources, source_prompts, source_residuals)
     fitted = {}
     for name, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
 
         def at_layers(part, fit=fit):
             return fit(part, layers)
 
-        fitted[name] = directions.cross_fit(at_layers, some, some_fold, args.folds)
+        fitted[name] = directions.cross_fit(at_layers, some, some_fold, folds)
     first, primary = next(iter(fitted.items()))
-    fitted |= _parts(args, split.model, first, primary)
+    fitted |= _parts(split.model, first, primary, null_rule)
     rows = [
         row
         for name, one in fitted.items()
@@ -73,23 +89,23 @@ def stage(args) -> None:
     ]
 
     def subspace(part):
-        basis = directions.principal(part, part.peak, max(args.ranks))
-        lacking = max(args.ranks) - len(basis)
+        basis = directions.principal(part, part.peak, max(ranks))
+        lacking = max(ranks) - len(basis)
         return torch.nn.functional.pad(basis, (0, 0, 0, lacking))[None]
 
     found = {
         **{f"direction/{i:03d}/{name}": one for i, (name, one) in enumerate(fitted.items())},
-        "subspace": directions.cross_fit(subspace, split, fold, args.folds),
-        "controls": controls.matched_directions(split, primary, layers, args.random, args.seed),
-        "norms": directions.cross_fit(directions.mean_norms, split, fold, args.folds),
+        "subspace": directions.cross_fit(subspace, split, fold, folds),
+        "controls": controls.matched_directions(split, primary, layers, random, seed),
+        "norms": directions.cross_fit(directions.mean_norms, split, fold, folds),
         "fold": torch.tensor(fold),
         "layers": torch.tensor(layers),
-        **_mean_written(args.residuals, len(prompts)),
+        **_mean_written(residuals, len(fold)),
     }
-    by_rank = _dimensions(args, split, fold, clusters, layers[:-1] or layers)
-    run.write(args.out, found)
-    run.write(args.table, pd.DataFrame(rows))
-    run.write(args.dimensions, by_rank)
+    by_rank = _dimensions(split, fold, folds, clusters, layers[:-1] or layers, draws, seed)
+    run.write(vectors, found)
+    run.write(table, pd.DataFrame(rows))
+    run.write(dimensions, by_rank)
 
 
 def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
@@ -102,40 +118,46 @@ def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
     return {"written": (sum(written) / n).float()} if written else {}
 
 
-def _split(args, run: results.Run) -> directions.Split:
-    prompts, options = run.prompts, run.by_prompt(args.options)
-    letters = [name for name in options if name.startswith("logit_")]
+def _split(prompts, residuals, read, *, model, blocks, tolerance, n_bins) -> directions.Split:
+    letters = [name for name in read if name.startswith("logit_")]
     return directions.Split(
-        residuals=results.Residuals.load(args.residuals, run),
-        logits=options[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
+        residuals=residuals,
+        logits=read[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
         answer=prompts["answer"].to_numpy(),
         option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
-        model=stages.load_model(args),
-        blocks=args.blocks,
-        tolerance=args.tolerance,
-        n_bins=args.n_bins,
+        model=model,
+        blocks=blocks,
+        tolerance=tolerance,
+        n_bins=n_bins,
     )
 
 
-def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
-    """Name -> estimator, the questions that it is fitted on, and their folds."""
-    fits = {
-        name: (fit, split, fold)
-        for name, fit in directions.estimators(args.estimators, args.ranks).items()
-    }
-    fits |= {name: (fit, split, fold) for name, fit in directions.middle_means().items()}
-    counts = prompts.groupby("category")["cluster"].nunique()
-    for category in sorted(counts.index[counts >= args.min_group] if args.min_group else []):
+def _of_categories(split, prompts, fold, min_group: int | None) -> dict:
+    """Name -> estimator, the questions of a category that it is fitted on, and their folds."""
+    fits, counts = {}, prompts.groupby("category")["cluster"].nunique()
+    for category in sorted(counts.index[counts >= min_group] if min_group else []):
         inside = (prompts["category"] == category).to_numpy()
         name = f"update-mean{FROM}category:{category}"
         fits[name] = directions.update_mean, split.take(inside), fold[inside]
-    shards = len(args.source_residuals) // max(len(args.sources), 1)
-    for place, (name, path) in enumerate(zip(args.sources, args.source_prompts, strict=True)):
+    return fits
+
+
+def _of_sources(
+    split,
+    fold_of: dict[str, int],
+    sources: list[str],
+    source_prompts: list[Path],
+    source_residuals: list[Path],
+) -> dict:
+    """As :func:`_of_categories`, of other question sets and models."""
+    fits = {}
+    shards = len(source_residuals) // max(len(sources), 1)
+    for place, (name, path) in enumerate(zip(sources, source_prompts, strict=True)):
         source_run = results.Run.load(path)
-        held = args.source_residuals[place * shards : (place + 1) * shards]
+        held = source_residuals[place * shards : (place + 1) * shards]
         other = results.Residuals.load(held, source_run)
         if other.shape[1:] != split.residuals.shape[1:]:
-            stages.log.info("%s: of another width or depth, left out", name)
+            log.info("%s: of another width or depth, left out", name)
             continue
         # a question of the source that is steered here, too, keeps the fold it has here
         of_other = [fold_of.get(one, -1) for one in source_run.prompts["cluster"]]
@@ -145,19 +167,19 @@ def _fits(args, split, prompts, fold, fold_of: dict[str, int]) -> dict:
     return fits
 
 
-def _parts(args, model, name: str, primary: torch.Tensor) -> dict[str, torch.Tensor]:
+def _parts(model, name: str, primary: torch.Tensor, null_rule: str) -> dict[str, torch.Tensor]:
     """Controls: the parts of the primary direction inside and outside the null space."""
     unembedding, found = nullspace.effective_unembedding(model), {}
     parts = {"null-space part": nullspace.null_part, "row-space part": nullspace.row_part}
     for label, part in parts.items():
         try:
-            found[f"{name} ({label})"] = part(primary, unembedding, args.null_rule)
+            found[f"{name} ({label})"] = part(primary, unembedding, null_rule)
         except InputError as error:
-            stages.log.info("%s (%s) left out: %s", name, label, error)
+            log.info("%s (%s) left out: %s", name, label, error)
     return found
 
 
-def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
+def _dimensions(split, fold, folds: int, clusters, layers, draws: int, seed: int) -> pd.DataFrame:
     """Held-out readings of patched residuals by rank, and what they amount to.
 
     ``explained`` is the share of the squared norm of h[L] - h[layer] in those dimensions.
@@ -168,18 +190,18 @@ def _dimensions(args, split, fold, clusters, layers) -> pd.DataFrame:
     ranks = sorted({0, *(min(2**power, most) for power in range(width.bit_length()))})
     by_layer, explained = [], {}
     for layer in layers:
-        read, kept = _patched_readings(args, split, fold, layer, ranks)
+        read, kept = _patched_readings(split, fold, folds, layer, ranks, seed)
         by_layer.append(read)
         explained |= dict(zip([(layer, rank) for rank in ranks], kept.tolist(), strict=True))
     cluster = pd.factorize(pd.Series(clusters))[0]
-    bootstrap = args.draws, args.seed, args.n_bins
+    bootstrap = draws, seed, split.n_bins
     stacked = np.stack(by_layer)
     found = dimensions.table(stacked, split.answer, cluster, layers, ranks, *bootstrap)
     places = zip(found["layer"], found["rank"], strict=True)
     return found.assign(explained=[explained[place] for place in places])
 
 
-def _patched_readings(args, split, fold, layer: int, ranks: list[int]) -> tuple:
+def _patched_readings(split, fold, folds: int, layer: int, ranks: list[int], seed: int) -> tuple:
     """Readings (3, n, ranks + 1, options) by whose change is put in, last those of layer L.
 
     Beside them the share of the squared norm of the questions' own changes at each rank.
@@ -187,8 +209,8 @@ def _patched_readings(args, split, fold, layer: int, ranks: list[int]) -> tuple:
     n, n_options = len(fold), len(split.option_ids)
     lacking = np.isneginf(split.logits[:, 0])[:, None]
     read = np.empty((len(dimensions.SOURCES), n, len(ranks), n_options), np.float32)
-    kept, drawn = torch.zeros(len(ranks)), np.random.default_rng(args.seed)
-    for f in range(args.folds):
+    kept, drawn = torch.zeros(len(ranks)), np.random.default_rng(seed)
+    for f in range(folds):
         fit, held = split.take(fold != f), split.take(fold == f)
         basis = directions.principal(fit, layer, ranks[-1])
         h, own = held.residuals[:, layer].float(), held.differences(layer)
@@ -209,7 +231,3 @@ def _patched_readings(args, split, fold, layer: int, ranks: list[int]) -> tuple:
     final = np.broadcast_to(split.logits[:, -1:], (len(read), n, 1, n_options))
     read = np.concatenate([np.where(lacking, -np.inf, read), final], 2)
     return read, kept / split.differences(layer).pow(2).sum()
-
-
-if __name__ == "__main__":
-    main()

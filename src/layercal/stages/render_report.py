@@ -1,5 +1,7 @@
 """Execute the report notebook of one model and question set with papermill, and render it."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from pathlib import Path
@@ -12,35 +14,54 @@ from jupyter_client.manager import AsyncKernelManager
 from nbconvert import HTMLExporter
 from traitlets import default
 
-from layercal import files, stages
-from layercal.report import pages, plates
-
-TABLES = ("manifest", "rejected", *plates.TABLES)
-
-
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("report", __doc__)
-    made.add_argument("--notebook", type=Path, required=True, help="source, without outputs")
-    made.add_argument("--model", required=True)
-    made.add_argument("--questions", required=True)
-    for table in TABLES:
-        made.add_argument(f"--{table}", type=Path, required=True)
-    made.add_argument("--out", type=Path, required=True, help="executed notebook to write")
-    made.add_argument("--html", type=Path, required=True)
-    stages.run(stage, made)
+from layercal import files
+from layercal.report import pages
+from layercal.stages import Output
 
 
-def stage(args) -> None:
+def render_report(
+    *,
+    model: str,
+    questions: str,
+    notebook: Path,
+    manifest: Path,
+    rejected: Path,
+    prompts: Path,
+    options: Path,
+    metrics: Path,
+    phase: Path,
+    directions: Path,
+    dimensions: Path,
+    nullspace: Path,
+    neurons: Path,
+    sweep: Path,
+    summary: Path,
+    executed: Output,
+    html: Output,
+) -> None:
     """Write the executed notebook and its HTML, both without times, the code left out of HTML."""
-    folder = args.out.parent
+    folder = executed.parent
     folder.mkdir(parents=True, exist_ok=True)
     # as seen from where the notebook will lie, so that it can be run again there
-    tables = {name: os.path.relpath(getattr(args, name), folder) for name in TABLES}
-    parameters = {"model": args.model, "questions": args.questions, **tables}
-    notebook = execute(args.notebook, folder, parameters)
-    strip(notebook)
-    files.write_atomically(args.out, nbformat.writes(notebook))
+    tables = {
+        "manifest": manifest,
+        "rejected": rejected,
+        "prompts": prompts,
+        "options": options,
+        "metrics": metrics,
+        "phase": phase,
+        "directions": directions,
+        "dimensions": dimensions,
+        "nullspace": nullspace,
+        "neurons": neurons,
+        "sweep": sweep,
+        "summary": summary,
+    }
+    parameters = {"model": model, "questions": questions}
+    parameters |= {name: os.path.relpath(path, folder) for name, path in tables.items()}
+    done = execute(notebook, folder, parameters)
+    strip(done)
+    files.write_atomically(executed, nbformat.writes(done))
     # "basic" is the cells alone: the full templates load scripts from the network
     exporter = HTMLExporter(
         template_name="basic",
@@ -48,10 +69,10 @@ def stage(args) -> None:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    body, _ = exporter.from_notebook_node(notebook)
+    body, _ = exporter.from_notebook_node(done)
     body = body.replace("</h1>", "</h1>" + pages.contents(body), 1)
-    page = pages.page(f"{args.model} on {args.questions}", body)
-    files.write_atomically(args.html, page)
+    page = pages.page(f"{model} on {questions}", body)
+    files.write_atomically(html, page)
 
 
 class OwnKernel(AsyncKernelManager):
@@ -101,7 +122,3 @@ def strip(notebook) -> None:
             cell.metadata.pop(key, None)
         if "outputs" in cell:
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,15 @@
 """Render the entry page: every report of the study with its headline numbers."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
 import jinja2
 
-from layercal import files, stages
+from layercal import files
 from layercal.report import pages
+from layercal.stages import Output
 
 BODY = """<h1>Calibration over layers</h1>
 <p>Each model is read layer by layer through its own final norm and unembedding. A confidence
@@ -43,25 +46,17 @@ accuracy has settled, both beyond their 95 % intervals.</p>
 """
 
 
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("index", __doc__)
-    made.add_argument("--pairs", nargs="+", required=True, help="model/questions of each report")
-    made.add_argument("--phases", type=Path, nargs="+", required=True, help="phase.json of each")
-    made.add_argument("--out", type=Path, required=True)
-    stages.run(stage, made)
-
-
-def stage(args) -> None:
+def render_index(
+    *,
+    pairs: list[str],
+    phases: list[Path],
+    html: Output,
+) -> None:
     """Write the page; names and texts are escaped."""
     reports = [
         (*pair.split("/"), json.loads(path.read_text()))
-        for pair, path in zip(args.pairs, args.phases, strict=True)
+        for pair, path in zip(pairs, phases, strict=True)
     ]
     template = jinja2.Environment(autoescape=True).from_string(BODY)
     page = pages.page("Calibration over layers", template.render(reports=reports))
-    files.write_atomically(args.out, page)
-
-
-if __name__ == "__main__":
-    main()
+    files.write_atomically(html, page)

@@ -1,13 +1,16 @@
 """Render the atlas: all models and question sets side by side, beside what the paper reports."""
 
+from __future__ import annotations
+
 import json
 from html import escape
 from pathlib import Path
 
 import pandas as pd
 
-from layercal import files, results, stages
+from layercal import files, results
 from layercal.report import figures, pages
+from layercal.stages import Output
 
 # as notes of a third party on the paper give them; nothing here was measured by this study
 REPORTED = {
@@ -58,42 +61,38 @@ tr.reported { background: #f2f2f2; font-style: italic }
 </style>"""
 
 
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("atlas", __doc__)
-    made.add_argument("--pairs", nargs="+", required=True, help="model/questions of each")
-    made.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.parquet")
-    made.add_argument("--phases", type=Path, nargs="+", required=True, help="phase.json")
-    made.add_argument("--summaries", type=Path, nargs="+", required=True, help="summary.json")
-    made.add_argument("--out", type=Path, required=True, help="page to write")
-    made.add_argument("--pdf", type=Path, required=True, help="its figure, to write")
-    made.add_argument("--csv", type=Path, required=True, help="what the figure shows, to write")
-    stages.run(stage, made)
-
-
-def stage(args) -> None:
+def render_atlas(
+    *,
+    pairs: list[str],
+    metrics: list[Path],
+    phases: list[Path],
+    summaries: list[Path],
+    html: Output,
+    pdf: Output,
+    csv: Output,
+) -> None:
     """Write the page and its figure; names and texts are escaped."""
-    for one in zip(args.metrics, args.phases, args.summaries, strict=True):
+    for one in zip(metrics, phases, summaries, strict=True):
         results.same(*one)
-    phases, summaries = (
-        [json.loads(path.read_text()) for path in paths] for paths in (args.phases, args.summaries)
+    reached, found = (
+        [json.loads(path.read_text()) for path in paths] for paths in (phases, summaries)
     )
-    metrics = [pd.read_parquet(path) for path in args.metrics]
-    parts = [curves(*one) for one in zip(args.pairs, metrics, phases, strict=True)]
+    tables = [pd.read_parquet(path) for path in metrics]
+    parts = [curves(*one) for one in zip(pairs, tables, reached, strict=True)]
     shown = pd.concat([*parts, reported()], ignore_index=True)
     drawn = figures.atlas(shown[shown["reported"].isna()], shown[shown["reported"].notna()])
-    drawn.savefig(args.pdf, metadata={"CreationDate": None})
-    rows = [row(*one) for one in zip(args.pairs, parts, phases, summaries, strict=True)]
-    links = f'<a href="{args.pdf.name}">PDF</a>, <a href="{args.csv.name}">data (CSV)</a>'
+    drawn.savefig(pdf, metadata={"CreationDate": None})
+    rows = [row(*one) for one in zip(pairs, parts, reached, found, strict=True)]
+    links = f'<a href="{pdf.name}">PDF</a>, <a href="{csv.name}">data (CSV)</a>'
     body = (
-        f"{LOOK}{INTRO}{pages.image(drawn, _alt(args.pairs, phases), links)}{NOTE}"
+        f"{LOOK}{INTRO}{pages.image(drawn, _alt(pairs, reached), links)}{NOTE}"
         f'<h2 id="numbers">Numbers</h2><p>A click on a heading sorts by it.</p>'
         f"{sortable([*rows, reported_row()])}"
         f'<h2 id="claims">The paper\'s claims</h2><p>With the number that each rests on and its '
-        f"95 % interval; the reports say more.</p>{claims(args.pairs, summaries)}{SORT}"
+        f"95 % interval; the reports say more.</p>{claims(pairs, found)}{SORT}"
     )
-    files.write_atomically(args.csv, shown.to_csv(index=False))
-    files.write_atomically(args.out, pages.page("Atlas: calibration over depth", body))
+    files.write_atomically(csv, shown.to_csv(index=False))
+    files.write_atomically(html, pages.page("Atlas: calibration over depth", body))
 
 
 def curves(report: str, metrics: pd.DataFrame, phase: dict) -> pd.DataFrame:
@@ -225,7 +224,3 @@ def _said(claim: dict) -> str:
         "no end" if claim[end] is None else f"{claim[end]:+.3f}" for end in ("ci_low", "ci_high")
     )
     return f"{claim['outcome']}: {claim['value']:+.3f} [{low}, {high}], n = {claim['n']}"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,7 @@
 """Steer the prompts of one shard over all directions, layers, scales and modes."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,28 +10,30 @@ import torch
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from layercal import results, stages
+from layercal import results
 from layercal.ablation import blocks
+from layercal.model.fetched import load_fetched
+from layercal.stages import Output
 from layercal.steering import interventions, tally
 
 
-def main() -> None:
-    """Run the stage."""
-    made = stages.parser("steer", __doc__)
-    stages.add_model_options(made)
-    made.add_argument("--prompts", type=Path, required=True)
-    made.add_argument("--residuals", type=Path, nargs="+", required=True, help="shards, in order")
-    made.add_argument("--shard", type=int, required=True)
-    made.add_argument("--directions", type=Path, required=True, help="directions.safetensors")
-    made.add_argument("--alphas", type=float, nargs="+", required=True)
-    made.add_argument("--modes", nargs="+", choices=sorted(interventions.READ_LAYER), required=True)
-    made.add_argument("--n-bins", type=int, default=10, help="of the ECE of the controls")
-    made.add_argument("--chunk", type=int, default=512, help="settings in one pass; bounds memory")
-    made.add_argument("--out", type=Path, required=True, help="logits (safetensors) to write")
-    stages.run(stage, made)
-
-
-def stage(args) -> None:
+def steer_prompts(
+    *,
+    manifest: Path,
+    prompts: Path,
+    residuals: list[Path],
+    directions: Path,
+    shard: int,
+    alphas: list[float],
+    modes: list[str],
+    n_bins: int = 10,
+    chunk: int = 512,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str = "none",
+    threads: int | None = None,
+    logits: Output,
+) -> None:
     """Write, per mode, logits of shape (n, directions, layers, alphas, options).
 
     They are -inf for options that a question has not. The directions of a question are, for each
@@ -40,23 +44,33 @@ def stage(args) -> None:
     with attention or MLP of one of the blocks above the first layer at its mean. ``rows`` (n) are
     the places of the questions among all prompts.
     """
-    run = results.Run.load(args.prompts)
-    prompts, fitted = run.prompts, run.read(args.directions)
-    inside = (prompts["shard"] == args.shard).to_numpy()
-    residuals = results.Residuals.load(args.residuals, run)
-    model = stages.load_model(args)
-    n_options = prompts["option_ids"].map(len).max()
-    cells = tally.cells(prompts, fitted["fold"].numpy())
-    logits: dict[str, list[torch.Tensor]] = {}
+    run = results.Run.load(prompts)
+    fitted = run.read(directions)
+    inside = (run.prompts["shard"] == shard).to_numpy()
+    stream = results.Residuals.load(residuals, run)
+    model = load_fetched(manifest, dtype, device, quantize, threads)
+    n_options = run.prompts["option_ids"].map(len).max()
+    cells = tally.cells(run.prompts, fitted["fold"].numpy())
+    read: dict[str, list[torch.Tensor]] = {}
     sums: dict[str, np.ndarray] = {}
-    label = f"{args.manifest.parent.name}: steering, shard {args.shard}"
+    label = f"{manifest.parent.name}: steering, shard {shard}"
     for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
-        option_ids = torch.tensor(prompts["option_ids"].iloc[row])
-        found = _one(args, model, fitted, prompts.iloc[row], residuals.of_question(row), row)
-        for mode in args.modes:
+        prompt = run.prompts.iloc[row]
+        option_ids = torch.tensor(prompt["option_ids"])
+        found = _one(
+            model,
+            fitted,
+            prompt,
+            stream.of_question(row),
+            row,
+            alphas=alphas,
+            modes=modes,
+            chunk=chunk,
+        )
+        for mode in modes:
             controls = found.pop(mode + interventions.CONTROLS).transpose(0, 1)
-            answer = prompts["answer"].iloc[[row]].to_numpy()
-            added = tally.score_rows(controls.numpy()[..., None, :], answer, args.n_bins)[..., 0, :]
+            answer = run.prompts["answer"].iloc[[row]].to_numpy()
+            added = tally.score_rows(controls.numpy()[..., None, :], answer, n_bins)[..., 0, :]
             total = sums.setdefault(mode, np.zeros((cells.max() + 1, *added.shape)))
             total[cells[row]] += added
             found[mode] = torch.cat([found[mode], controls[None, :, 0]])
@@ -64,15 +78,17 @@ def stage(args) -> None:
         for name, one in found.items():
             if not name.endswith(interventions.GROWTH):
                 one = pad(one, lacking, value=-torch.inf)
-            logits.setdefault(name, []).append(one)
-    written = {name: torch.stack(one) for name, one in logits.items()}
+            read.setdefault(name, []).append(one)
+    written = {name: torch.stack(one) for name, one in read.items()}
     written |= {
         mode + interventions.CONTROLS: torch.from_numpy(one).float() for mode, one in sums.items()
     }
-    run.write(args.out, {"rows": torch.tensor(inside.nonzero()[0]), **written})
+    run.write(logits, {"rows": torch.tensor(inside.nonzero()[0]), **written})
 
 
-def _one(args, model, fitted, prompt, residuals: torch.Tensor, row: int) -> dict:
+def _one(
+    model, fitted, prompt, residuals: torch.Tensor, row: int, *, alphas, modes, chunk: int
+) -> dict:
     """All readings of one prompt, from the residuals that the lens reads."""
     option_ids = torch.tensor(prompt["option_ids"])
     prefix = model.prefix(torch.tensor(prompt["input_ids"]))
@@ -83,9 +99,9 @@ def _one(args, model, fitted, prompt, residuals: torch.Tensor, row: int) -> dict
         option_ids,
         fitted,
         int(fitted["fold"][row]),
-        args.alphas,
-        args.modes,
-        args.chunk,
+        alphas,
+        modes,
+        chunk,
     )
     if "written" in fitted:
         lowest = min(int(fitted["layers"][0]) + 1, model.n_layers)
@@ -93,7 +109,3 @@ def _one(args, model, fitted, prompt, residuals: torch.Tensor, row: int) -> dict
         changed = blocks.without_parts(model, prefix, lowest, means)
         found["without"] = model.option_logits(changed, option_ids).cpu()
     return found
-
-
-if __name__ == "__main__":
-    main()

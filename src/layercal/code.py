@@ -1,0 +1,121 @@
+"""What a stage asks for and which source files it depends on, read without importing it.
+
+Snakemake and DVC see a command, not what it imports: rules and ``dvc.yaml`` list these files.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).parent
+# no result depends on how a stage is run, or on how files are fetched again by their hashes
+APART = {SOURCE / name for name in ("stages/__init__.py", "sources/manifests.py", "provenance.py")}
+# wherever in a file; to parse the whole of all files would slow every plan down
+IMPORTS = re.compile(r"^[ \t]*((?:from|import) layercal\b[^(\n]*(?:\([^)]*\))?)", re.M)
+
+
+def stages() -> list[str]:
+    """Return the names of all stages."""
+    return sorted(path.stem for path in (SOURCE / "stages").glob("[a-z]*.py"))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a stage asks for under one name.
+
+    ``kind`` is the type of each value: ``Path`` for a file that it reads, ``Output`` for one that
+    it writes, or else ``str``, ``int``, ``float`` or ``dict``.
+    """
+
+    name: str
+    annotation: str
+    required: bool
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a list."""
+        return self.annotation.startswith("list[")
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be None."""
+        return self.annotation.endswith(" | None")
+
+    @property
+    def kind(self) -> str:
+        """Type of each value."""
+        return self.annotation.removeprefix("list[").rstrip("]").removesuffix(" | None")
+
+
+def parameters(stage: str) -> list[Parameter]:
+    """Return what a stage's signature asks for, in its order."""
+    text = _text(SOURCE / f"stages/{stage}.py")
+    start = re.search(rf"^def {stage}\(.*?\) -> None:", text, re.M | re.S)
+    (function,) = ast.parse(f"{start[0]} ...").body
+    return [
+        Parameter(each.arg, ast.unparse(each.annotation), default is None)
+        for each, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    ]
+
+
+def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:
+    """Return the source files of stages and of all that they import.
+
+    Parameters
+    ----------
+    *stages : str
+        Modules of ``layercal.stages``.
+    beside : iterable of path
+        What they run, too: Jupyter notebooks or other sources; not listed themselves.
+
+    Returns
+    -------
+    list of str
+        Paths as seen from the current folder, sorted.
+    """
+    files: set[Path] = set()
+    ahead = {SOURCE / f"stages/{stage}.py" for stage in stages}.union(
+        *(imports(Path(path)) for path in beside)
+    )
+    while ahead:
+        path = ahead.pop()
+        files.add(path)
+        ahead |= imports(path) - files - APART
+    return sorted(map(os.path.relpath, files))
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """Return the files of this package that a source file or notebook itself imports."""
+    names: set[str] = set()
+    for node in ast.parse("\n".join(IMPORTS.findall(_text(path)))).body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        else:
+            names |= {alias.name for alias in node.names}
+    return frozenset(filter(None, map(_file, names - {"layercal"})))
+
+
+def _text(path: Path) -> str:
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@cache
+def _file(name: str) -> Path | None:
+    """Return a module's file; of a package, what Python runs of it, unless that is no code."""
+    path = SOURCE.joinpath(*name.split(".")[1:])
+    package, module = path / "__init__.py", path.with_suffix(".py")
+    if package.is_file():
+        body = ast.parse(package.read_text()).body
+        return package if any(not isinstance(node, ast.Expr) for node in body) else None
+    return module if module.is_file() else None

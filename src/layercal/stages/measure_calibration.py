@@ -1,0 +1,83 @@
+"""Compute calibration metrics per layer and group, and decide on the correction phase."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from layercal import files, results
+from layercal.metrics import accuracy, readings, resampling
+from layercal.metrics.phase import detect
+from layercal.stages import Output, log
+
+# what DVC prints, compares and draws, and Git keeps
+NUMBERS = (
+    "n",
+    "accuracy_final",
+    "ece_final",
+    "ece_peak",
+    "correction",
+    "decision_layer",
+    "peak_layer",
+    "final_layer",
+)
+CURVES = ("accuracy", "confidence", "ece")
+
+
+def measure_calibration(
+    *,
+    prompts: Path,
+    options: Path,
+    tuned: Path,
+    n_bins: list[int],
+    min_count: list[int],
+    min_group: int = 30,
+    draws: int = 1000,
+    tolerance: float = 0.02,
+    seed: int = 0,
+    threads: int = 1,
+    metrics: Output,
+    phase: Output,
+    numbers: Output,
+    curves: Output,
+) -> None:
+    """Write the tidy metric table and the phase."""
+    run = results.Run.load(prompts)
+    asked = run.prompts.drop_duplicates("question_id")
+    groups, cluster = readings.groups(asked), pd.factorize(asked["cluster"])[0]
+    settings = (n_bins, min_count, draws, seed)
+    weights = resampling.cluster_weights(cluster, draws, seed)
+    tables, phases = [], {}
+    for lens, path in (("logit", options), ("tuned", tuned)):
+        orders = readings.from_options(run.by_prompt(path), cluster)
+        for order, read in orders.items():
+            table = readings.group_table(read, groups, min_group, settings, threads)
+            tables.append(table.assign(lens=lens, order=order))
+        order, read = next(iter(orders.items()))
+        known = accuracy.above_chance(
+            read.logits[-1].argmax(-1),
+            read.answer,
+            read.n_options[-1],
+            cluster,
+            draws,
+            seed,
+        )
+        pair = read.confidence, read.correct, weights, known
+        phases[lens] = detect(*pair, tolerance, n_bins[0], cluster)
+    found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
+    table = pd.concat(tables)
+    run.write(metrics, table)
+    run.write(phase, found)
+    headline = {name: found[name] for name in NUMBERS}
+    files.write_atomically(numbers, json.dumps(headline, indent=2) + "\n")
+    files.write_atomically(curves, _curves(table, order, n_bins[0]).to_csv())
+    log.info("%s", found["reason"])
+
+
+def _curves(table: pd.DataFrame, order: str, n_bins: int) -> pd.DataFrame:
+    """One row a layer, through the logit lens, over all questions."""
+    shown = table[(table["group"] == "all") & (table["lens"] == "logit")]
+    shown = shown[(shown["order"] == order) & shown["n_bins"].isin([0, n_bins])]
+    return shown.pivot_table(index="layer", columns="metric", values="value")[[*CURVES]]
