@@ -78,3 +78,31 @@ rule measure_calibration:
         "Measuring calibration of {wildcards.model} on {wildcards.questions}"
     shell:
         stage("measure_calibration")
+
+
+rule measure_recalibration:
+    input:
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        code=code_of("measure_recalibration"),
+    output:
+        recalibration="<results>/lens/{model}/{questions}/recalibration.parquet",
+        phase="<results>/lens/{model}/{questions}/recalibrated-phase.json",
+    log:
+        "<logs>/lens/{model}/{questions}/recalibration.log",
+    benchmark:
+        "<benchmarks>/lens/{model}/{questions}/recalibration.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        tolerance=config["phase"]["tolerance"],
+        folds=config["folds"],
+        seed=config["seed"],
+    message:
+        "Recalibrating {wildcards.model} on {wildcards.questions}"
+    shell:
+        stage("measure_recalibration")
