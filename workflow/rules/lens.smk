@@ -1,6 +1,6 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json; metrics/{study}/{model}/{questions}.json and
+#          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json; metrics/{study}/{model}/{questions}.json and
 #          plots/{study}/{model}/{questions}.csv, the headline numbers and layer curves that Git keeps
 
 
@@ -10,7 +10,7 @@ rule lens:
             "<results>/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
-            file=["options.parquet", "phase.json"],
+            file=["options.parquet", "phase.json", "recalibration.parquet"],
         ),
         deleted("lens"),
 

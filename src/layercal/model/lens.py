@@ -94,8 +94,8 @@ def translate(
 def _fit_ridge(x: Tensor, y: Tensor, penalties: Tensor):
     """Ridge regression with intercept; returns the fitted function.
 
-    By the eigenvectors of the smaller Gram matrix, in float64, which are those of the singular value
-    decomposition at a fraction of its time.
+    By the eigenvectors of the smaller Gram matrix, in float64, which are those of the singular
+    value decomposition at a fraction of its time.
     """
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
