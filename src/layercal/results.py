@@ -343,6 +343,8 @@ class Results:
     tuned = _File("results/{study}/lens/{model}/{questions}/tuned.parquet")
     metrics = _File("results/{study}/lens/{model}/{questions}/metrics.parquet")
     phase = _File("results/{study}/lens/{model}/{questions}/phase.json")
+    recalibration = _File("results/{study}/lens/{model}/{questions}/recalibration.parquet")
+    recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
     directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
     vectors = _File("results/{study}/directions/{model}/{questions}/directions.safetensors")
     dimensions = _File("results/{study}/directions/{model}/{questions}/dimensions.parquet")
