@@ -182,7 +182,7 @@ rule draw_workflow:
         "Drawing the rules of this workflow"
     shell:
         # the target's name has a prefix where another workflow takes this one as a module
-        "rule={rule}; snakemake --rulegraph dot ${{rule/draw_workflow/reports}} 2> {log} | "
+        "rule={rule}; snakemake --cores 1 --rulegraph dot ${{rule/draw_workflow/reports}} 2> {log} | "
         + stage("draw_workflow")
 
 
