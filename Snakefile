@@ -1,0 +1,2 @@
+# The workflow lies in workflow/; here a bare snakemake finds it.
+include: "workflow/Snakefile"
