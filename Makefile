@@ -38,7 +38,7 @@ test-unit: $(READY)
 lint: $(READY)
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 	snakemake --lint
 
 bench: $(READY) # of a finished study; steering-vectors asks for an older transformers, yet runs on this

@@ -1,2 +1,0 @@
-# The workflow lies in workflow/; here a bare snakemake finds it.
-include: "workflow/Snakefile"
