@@ -103,7 +103,7 @@ def _sweep(
     shards, order = run.shards(logits)
     names = [name for name in shards[0] if name != "rows"]
     read = {
-        name: sum(one[name] for one in shards)
+        name: sum(one[name] for one in shards).double() * tally.UNIT
         if name.endswith(interventions.CONTROLS)
         else torch.cat([one[name] for one in shards])[order]
         for name in names

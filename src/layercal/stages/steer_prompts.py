@@ -71,8 +71,8 @@ def steer_prompts(
             controls = found.pop(mode + interventions.CONTROLS).transpose(0, 1)
             answer = run.prompts["answer"].iloc[[row]].to_numpy()
             added = tally.score_rows(controls.numpy()[..., None, :], answer, n_bins)[..., 0, :]
-            total = sums.setdefault(mode, np.zeros((cells.max() + 1, *added.shape)))
-            total[cells[row]] += added
+            empty = np.zeros((cells.max() + 1, *added.shape), np.int64)
+            sums.setdefault(mode, empty)[cells[row]] += tally.in_units(added)
             found[mode] = torch.cat([found[mode], controls[None, :, 0]])
         lacking = (0, n_options - len(option_ids))
         for name, one in found.items():
@@ -80,9 +80,7 @@ def steer_prompts(
                 one = pad(one, lacking, value=-torch.inf)
             read.setdefault(name, []).append(one)
     written = {name: torch.stack(one) for name, one in read.items()}
-    written |= {
-        mode + interventions.CONTROLS: torch.from_numpy(one).float() for mode, one in sums.items()
-    }
+    written |= {mode + interventions.CONTROLS: torch.from_numpy(one) for mode, one in sums.items()}
     run.write(logits, {"rows": torch.tensor(inside.nonzero()[0]), **written})
 
 
