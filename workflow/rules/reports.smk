@@ -178,13 +178,12 @@ rule draw_workflow:
     resources:
         mem_mb=1000,
         runtime=10,
-    params:
-        # its name has a prefix where another workflow takes this one as a module
-        target=workflow.modifier.modify_rulename("reports"),
     message:
         "Drawing the rules of this workflow"
     shell:
-        "snakemake --cores 1 --rulegraph dot {params.target} 2> {log} | " + stage("draw_workflow")
+        # the target's name has a prefix where another workflow takes this one as a module
+        "rule={rule}; snakemake --cores 1 --rulegraph dot ${{rule/draw_workflow/reports}} 2> {log} | "
+        + stage("draw_workflow")
 
 
 rule render_index:
