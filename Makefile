@@ -39,7 +39,10 @@ lint: $(READY)
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
-	snakemake --lint
+	@mkdir -p .snakemake
+	@snakemake --lint > .snakemake/lint 2>&1; grep -q "^Lints for rule" .snakemake/lint || { cat .snakemake/lint; exit 1; }
+	@echo "snakemake --lint, but for conda environments (envs/README.md) and {rule}, which Snakemake gives"
+	@! grep "^    \* " .snakemake/lint | grep -v -e "Specify a conda" -e "uses variable rule"
 
 bench: $(READY) # of a finished study; steering-vectors asks for an older transformers, yet runs on this
 	python -m pip install --quiet --disable-pip-version-check --no-deps steering-vectors==0.12.2

@@ -78,7 +78,7 @@ def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:
     Returns
     -------
     list of str
-        Paths as seen from the current folder, sorted.
+        Paths, sorted; as :func:`seen_from_here`.
     """
     files: set[Path] = set()
     ahead = {SOURCE / f"stages/{stage}.py" for stage in stages}.union(
@@ -88,7 +88,16 @@ def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:
         path = ahead.pop()
         files.add(path)
         ahead |= imports(path) - files - APART
-    return sorted(map(os.path.relpath, files))
+    return sorted(map(seen_from_here, files))
+
+
+def seen_from_here(path: str | Path) -> str:
+    """Return a path relative to the current folder, whole if it lies elsewhere.
+
+    A workflow that takes this one as a module runs elsewhere.
+    """
+    relative = os.path.relpath(path)
+    return os.path.abspath(path) if relative.startswith(os.pardir) else relative
 
 
 @cache

@@ -51,7 +51,9 @@ def test_a_set_that_never_ran_is_planned(study):
     register(study, "questions", more={"file": "own.csv"})
     configure(study, questions=["own", "more"])
     plan = planned(study)
-    assert plan["fetch_questions"] == plan["render_report"] == plan["steer_prompts"] // 2 == 1
+    assert plan["fetch_questions"] == plan["steer_prompts"] // 2 == 1
+    # the claims of a study share one level
+    assert plan["evaluate_steering"] == plan["render_report"] == 2
     assert "fetch_model" not in plan
 
 

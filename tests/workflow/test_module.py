@@ -40,7 +40,7 @@ def test_another_workflow_takes_it_as_a_module(tmp_path):
     assert plan["layercal_render_report"] == 1 and plan["layercal_steer_prompts"] == 2
     assert plan["mine"] == 1
     table, drawn = "resources/questions/own.parquet", "reports/rendered/embedded/workflow.pdf"
-    done = snakemake(other, table, drawn, **here)
+    done = snakemake(other, table, drawn, "--cores", "1", **here)
     assert done.returncode == 0, done.said
     assert (other / table).exists() and (other / drawn).exists()
     assert "Nothing to be done" in snakemake(other, "--dry-run", table, drawn, **here).said

@@ -125,7 +125,7 @@ REPORTS = {
 @pytest.mark.parametrize(
     ("path", "old", "new"),
     [
-        ("config/config.yaml", "  - 0.75\n", ""),
+        ("config/config.yaml", "  - 0.25\n", ""),
         ("src/layercal/steering/interventions.py", '"""Changing', '"""Now changing'),
     ],
 )
@@ -140,7 +140,7 @@ def test_new_alphas_give_new_results_and_the_old_come_back(study):
     first = {path: path.read_bytes() for path in files if path.is_file()}
     residuals = study / f"results/embedded/extract/{PART}/residuals-0.safetensors"
     made = residuals.stat().st_mtime_ns
-    with changed(study, "config/config.yaml", "  - 1.5\n  - 2\n", ""):
+    with changed(study, "config/config.yaml", "  - 1.5\n  - 2\n  - 3\n  - 4\n  - 6\n", ""):
         done = snakemake(study)
         assert done.returncode == 0, done.said
         sweep = pd.read_parquet(study / f"results/embedded/steering/{PART}/sweep.parquet")

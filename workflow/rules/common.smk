@@ -23,8 +23,8 @@ def stage(name):
 
 
 def beside(path):
-    """A file of this project, wherever the workflow that takes it as a module runs."""
-    return os.path.relpath(workflow.source_path(f"../../{path}"))
+    """A file of this project; another workflow that takes it as a module may have its own."""
+    return path if os.path.exists(path) else workflow.source_path(f"../../{path}")
 
 
 def outputs(patterns):

@@ -11,7 +11,7 @@ PHASES = ["fetch", "extract", "lens", "directions", "steering", "reports"]
 NOTEBOOK = beside("reports/notebooks/report.ipynb")
 FIGURES = figure_names()
 TEMPLATES = {
-    path.name: os.path.relpath(path) for path in sorted((SOURCE / "report/templates").iterdir())
+    path.name: seen_from_here(path) for path in sorted((SOURCE / "report/templates").iterdir())
 }
 
 
@@ -169,7 +169,7 @@ rule draw_workflow:
         "Drawing the rules of this workflow"
     shell:
         # the target's name has a prefix where another workflow takes this one as a module
-        "rule={rule}; snakemake --rulegraph dot ${{rule/draw_workflow/reports}} 2> {log} | "
+        "rule={rule}; snakemake --cores 1 --rulegraph dot ${{rule/draw_workflow/reports}} 2> {log} | "
         + stage("draw_workflow")
 
 

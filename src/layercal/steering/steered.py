@@ -89,16 +89,14 @@ class Recorder:
         by_layer = controls.transpose(0, 1).numpy()[..., None, :]
         added = tally.score_rows(by_layer, np.array([answer]), self.n_bins)[..., 0, :]
         if mode not in self.sums:
-            self.sums[mode] = np.zeros((self.cells.max() + 1, *added.shape))
-        self.sums[mode][self.cells[row]] += added
+            self.sums[mode] = np.zeros((self.cells.max() + 1, *added.shape), np.int64)
+        self.sums[mode][self.cells[row]] += tally.in_units(added)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that was kept, by the names under which it is saved."""
         import torch
 
-        sums = {
-            _key(mode, "sums"): torch.from_numpy(one).float() for mode, one in self.sums.items()
-        }
+        sums = {_key(mode, "sums"): torch.from_numpy(one) for mode, one in self.sums.items()}
         return {name: torch.stack(one) for name, one in self.kept.items()} | sums
 
 
@@ -136,7 +134,8 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict, np.ndarra
     steered = {
         mode: Steered(**{name: gathered(_key(mode, name)) for name in names}) for mode in modes
     }
-    sums = {mode: sum(shard[_key(mode, "sums")] for shard in shards).numpy() for mode in modes}
+    units = {mode: sum(shard[_key(mode, "sums")] for shard in shards) for mode in modes}
+    sums = {mode: one.numpy() * tally.UNIT for mode, one in units.items()}
     return steered, sums, gathered("without") if "without" in shards[0] else None
 
 

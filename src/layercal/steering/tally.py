@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from layercal import InputError
 from layercal.metrics import calibration
 from layercal.metrics.paired import losses
 
@@ -21,6 +22,8 @@ from layercal.metrics.paired import losses
 CONTROL, ALL_CONTROLS = "matched control", "matched controls"
 # what is summed over questions, before the gaps (correct - confidence) of each confidence bin
 SUMMED = ("nll", "brier", "accuracy")
+# sums are kept in whole numbers of this, which are the same in whatever order they are added up
+UNIT = 2.0**-32
 # a control that comes this close to a direction counts as no worse
 TIE = 1e-6
 
@@ -64,6 +67,22 @@ def score_rows(logits: np.ndarray, answer: np.ndarray, n_bins: int) -> np.ndarra
     place = len(SUMMED) + calibration.bin_index(confidence, n_bins)
     np.put_along_axis(found, place[..., None], (correct - confidence)[..., None], -1)
     return found
+
+
+def in_units(scores: np.ndarray) -> np.ndarray:
+    """Scores of one question in whole units; int64.
+
+    Raises
+    ------
+    InputError
+        If one is no number, as where a model overflows under a large scale.
+    """
+    if not np.isfinite(scores).all():
+        raise InputError(
+            "a reading steered by a control is no number; leave the largest of steering: alphas "
+            "out, or set extract: dtype to float32"
+        )
+    return np.rint(scores / UNIT).astype(np.int64)
 
 
 @dataclass(kw_only=True)

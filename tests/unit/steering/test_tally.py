@@ -7,6 +7,7 @@ from scipy.special import softmax
 from scipy.stats import kstest
 from sweeps import ALPHAS, sweep, tallied
 
+from layercal import InputError
 from layercal.metrics import calibration
 from layercal.steering import evaluation, tally
 
@@ -111,3 +112,19 @@ def test_a_control_of_the_sweep_is_the_first_of_the_tally(rng):
     nll = -np.log(softmax(held, -1)[np.arange(600), made.answer]).mean()
     of_all = made.controls.at_each_scale("through-network")["nll"]
     assert of_all[0, 0, 2] == pytest.approx(nll)
+
+
+def test_sums_are_the_same_in_whatever_order(rng):
+    scores = rng.normal(size=(500, 3, 13)) * 10
+    units = tally.in_units(scores)
+    np.testing.assert_allclose(units.sum(0) * tally.UNIT, scores.sum(0), atol=500 * tally.UNIT)
+    shuffled = rng.permutation(500)
+    parts = np.split(units[shuffled], [100, 101, 377])
+    again = sum(part.sum(0) for part in parts)
+    np.testing.assert_array_equal(again * tally.UNIT, units.sum(0) * tally.UNIT)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_refused(broken):
+    with pytest.raises(InputError, match="steered by a control is no number"):
+        tally.in_units(np.array([0.0, broken]))
