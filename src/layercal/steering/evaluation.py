@@ -13,7 +13,7 @@ from layercal.metrics.paired import losses, mean_change
 from layercal.metrics.scoring import Scoring
 from layercal.steering import baselines
 from layercal.steering.interventions import READ_LAYER
-from layercal.steering.tally import ALL_CONTROLS, CONTROL, Tally
+from layercal.steering.tally import ALL_CONTROLS, CONTROL, Tally, choose
 
 GROWTH_TEMPERATURE = "temperature of equal growth"
 
@@ -21,30 +21,16 @@ GROWTH_TEMPERATURE = "temperature of equal growth"
 def select_scale(
     nll: np.ndarray, correct: np.ndarray, alphas: Sequence[float], accuracy_margin: float
 ) -> int:
-    """Choose the scale with the lowest NLL whose accuracy falls by no more than the margin.
-
-    Scale 0 is always allowed, so the choice is never worse than none on its own split; among
-    equals the smallest scale wins, and nothing is done when nothing helps.
+    """Index of the scale that :func:`layercal.steering.tally.choose` takes; by question.
 
     Parameters
     ----------
     nll, correct : array, shape (alphas, m)
         On the selection split, question by question.
     alphas : sequence of float
-        Contains 0.
     accuracy_margin : float
-
-    Returns
-    -------
-    int
-        Index into ``alphas``.
     """
-    accuracy, loss = correct.mean(-1), nll.mean(-1)
-    none = list(alphas).index(0)
-    # a hair of slack, so that a fall of exactly the margin is allowed
-    allowed = accuracy >= accuracy[none] - accuracy_margin - 1e-12
-    order = sorted(range(len(alphas)), key=lambda index: abs(alphas[index]))
-    return min((index for index in order if allowed[index]), key=lambda index: loss[index])
+    return int(choose(nll.mean(-1), correct.mean(-1), alphas, accuracy_margin))
 
 
 def cross_select(

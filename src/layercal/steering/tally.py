@@ -69,6 +69,34 @@ def score_rows(logits: np.ndarray, answer: np.ndarray, n_bins: int) -> np.ndarra
     return found
 
 
+def choose(
+    loss: np.ndarray, accuracy: np.ndarray, alphas: Sequence[float], accuracy_margin: float
+) -> np.ndarray:
+    """Choose the setting with the lowest loss whose accuracy falls by no more than the margin.
+
+    Scale 0 is always allowed, so the choice is never worse than none on its own split; among
+    equals the smallest scale wins, and nothing is done when nothing helps.
+
+    Parameters
+    ----------
+    loss, accuracy : array, shape (..., settings)
+        Over the questions on which to choose.
+    alphas : sequence of float
+        Scale of each setting; contains 0.
+    accuracy_margin : float
+
+    Returns
+    -------
+    array of int, shape (...)
+        Index of the setting.
+    """
+    order = np.argsort(np.abs(alphas), kind="stable")
+    loss, accuracy = loss[..., order], accuracy[..., order]
+    # a hair of slack, so that a fall of exactly the margin is allowed
+    allowed = accuracy >= accuracy[..., :1] - accuracy_margin - 1e-12
+    return order[np.nanargmin(np.where(allowed, loss, np.inf), -1)]
+
+
 def in_units(scores: np.ndarray) -> np.ndarray:
     """Scores of one question in whole units; int64.
 
@@ -128,9 +156,7 @@ class Tally:
     def changes(self, mode: str, places: Sequence[int], source: Tally | None = None) -> dict:
         """Changes of scores, each control at the scale chosen for it on other folds.
 
-        The rule is that of :func:`layercal.steering.evaluation.select_scale`, over the layers at
-        ``places``
-        too where there are several.
+        The rule is :func:`choose`, over the layers at ``places`` too where there are several.
 
         Parameters
         ----------
@@ -146,14 +172,16 @@ class Tally:
             ``nll``, ``brier``, ``accuracy`` and ``ece``.
         """
         source = source or self
-        order = np.argsort(np.abs(np.tile(self.alphas, len(places))), kind="stable")
+        alphas = np.tile(self.alphas, len(places))
         found = 0
         for f in np.unique(self.fold_of):
-            learnt = source._settings(mode, places, source.fold_of != f)[:, order]
-            chosen = order[_choose(learnt, source, f)]
+            others = source.fold_of != f
+            learnt = source._settings(mode, places, others)
+            accuracy = learnt[..., 2] / source.count[others].sum()
+            chosen = choose(learnt[..., 0], accuracy, alphas, source.accuracy_margin)
             own = self._settings(mode, places, self.fold_of == f)
             found = found + own[np.arange(len(own)), chosen]
-        before = self._settings(mode, places, slice(None))[:, order[0]]
+        before = self._settings(mode, places, slice(None))[:, np.abs(alphas).argmin()]
         old, new = (_scores(one, self.count.sum()) for one in (before, found))
         return {name: new[name] - old[name] for name in new}
 
@@ -161,14 +189,6 @@ class Tally:
         """Sums over some cells; (R, settings, 3 + n_bins)."""
         picked = self.sums[mode][self.inside[of]].sum(0)[list(places)]
         return np.moveaxis(picked, 0, 1).reshape(picked.shape[1], -1, picked.shape[-1])
-
-
-def _choose(learnt: np.ndarray, source: Tally, fold: int) -> np.ndarray:
-    """Setting of each control, unsteered first, with the lowest NLL of those that keep accuracy."""
-    n = source.count[source.fold_of != fold].sum()
-    lost = (learnt[:, :1, 2] - learnt[..., 2]) / n
-    nll = np.where(lost <= source.accuracy_margin + 1e-12, learnt[..., 0], np.inf)
-    return nll.argmin(-1)
 
 
 def _scores(sums: np.ndarray, n: int) -> dict[str, np.ndarray]:

@@ -128,3 +128,26 @@ def test_sums_are_the_same_in_whatever_order(rng):
 def test_a_score_that_is_no_number_is_refused(broken):
     with pytest.raises(InputError, match="steered by a control is no number"):
         tally.in_units(np.array([0.0, broken]))
+
+
+def naive_choice(loss, accuracy, alphas, margin):
+    """The rule, setting by setting."""
+    none = list(alphas).index(0)
+    allowed = accuracy >= accuracy[none] - margin - 1e-12
+    order = sorted(range(len(alphas)), key=lambda index: abs(alphas[index]))
+    return min((index for index in order if allowed[index]), key=lambda index: loss[index])
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_the_choice_is_that_of_a_naive_loop(rng, places):
+    alphas = np.tile([-1.0, 0.0, 0.5, 1.0], places)
+    loss = rng.integers(0, 4, (300, len(alphas))) / 3  # with many equals
+    accuracy = rng.integers(0, 5, loss.shape) / 100 + 0.5
+    chosen = tally.choose(loss, accuracy, alphas, 0.02)
+    expected = [naive_choice(*row, alphas, 0.02) for row in zip(loss, accuracy, strict=True)]
+    assert chosen.tolist() == expected and len(set(expected)) > 3
+
+
+def test_a_loss_that_is_no_number_is_not_chosen():
+    loss, accuracy = np.array([3.0, np.nan, 2.0]), np.full(3, 0.5)
+    assert tally.choose(loss, accuracy, [0.0, 0.5, 1.0], 0.02) == 2
