@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import logging
 import os
 from pathlib import Path
 
 from layercal import InputError
 
-log = logging.getLogger("layercal")
-CHUNK = 1 << 22
 # a model's tokenizer has one of these, unless it is the model's own code
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 

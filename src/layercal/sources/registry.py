@@ -12,6 +12,8 @@ import yaml
 
 from layercal import InputError
 
+log = logging.getLogger("layercal")
+Found = TypeVar("Found")
 REGISTRIES = (Path("config/models.yaml"), Path("config/questions.yaml"))
 # keys that hold a path on this disk
 PATHS = ("folder", "gguf", "csv_folder", "file", "prompt")
@@ -78,11 +80,6 @@ def _at_home(entry):
 def expand_home(path):
     """Put the user's home for a leading ``~``; what is no text stays as it is."""
     return os.path.expanduser(path) if isinstance(path, str) else path
-
-
-log = logging.getLogger("layercal")
-Found = TypeVar("Found")
-CHUNK = 1 << 22
 
 
 def alternatives(entry: dict) -> list[dict]:

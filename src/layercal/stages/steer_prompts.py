@@ -37,8 +37,8 @@ def steer_prompts(
     """Write, per mode, logits of shape (n, directions, layers, alphas, options).
 
     They are -inf for options that a question has not. The directions of a question are, for each
-    variant of ``steering.variants``, its K fits (one an outer fold), then the first control, which
-    those with the final norm frozen have not. ``{mode}-growth`` (n, K, layers, alphas) is by what
+    variant of ``interventions.variants``, its K fits (one an outer fold), then the first control,
+    which those with the final norm frozen have not. ``{mode}-growth`` (n, K, layers, alphas) is by what
     the primary direction grows the final norm's scale; ``{mode}-controls`` (cells, layers, R,
     alphas, sums) is all that is kept of the controls. ``without`` (n, blocks, 2, options) is read
     with attention or MLP of one of the blocks above the first layer at its mean. ``rows`` (n) are
@@ -56,7 +56,6 @@ def steer_prompts(
     label = f"{manifest.parent.name}: steering, shard {shard}"
     for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
         prompt = run.prompts.iloc[row]
-        option_ids = torch.tensor(prompt["option_ids"])
         found = _one(
             model,
             fitted,
@@ -71,10 +70,11 @@ def steer_prompts(
             controls = found.pop(mode + interventions.CONTROLS).transpose(0, 1)
             answer = run.prompts["answer"].iloc[[row]].to_numpy()
             added = tally.score_rows(controls.numpy()[..., None, :], answer, n_bins)[..., 0, :]
-            empty = np.zeros((cells.max() + 1, *added.shape), np.int64)
-            sums.setdefault(mode, empty)[cells[row]] += tally.in_units(added)
+            if mode not in sums:
+                sums[mode] = np.zeros((cells.max() + 1, *added.shape), np.int64)
+            sums[mode][cells[row]] += tally.in_units(added)
             found[mode] = torch.cat([found[mode], controls[None, :, 0]])
-        lacking = (0, n_options - len(option_ids))
+        lacking = (0, n_options - len(prompt["option_ids"]))
         for name, one in found.items():
             if not name.endswith(interventions.GROWTH):
                 one = pad(one, lacking, value=-torch.inf)

@@ -139,7 +139,7 @@ def _beyond_controls(row: dict, level: float) -> tuple[str, str]:
 
 
 def _accuracy_kept(row: dict, level: float) -> tuple[str, str]:
-    """From the interval at the claims' level, which :func:`summarise` was told."""
+    """From the interval at the claims' level, which the verdicts were told."""
     low, high, margin = (
         row["accuracy_claim_low"],
         row["accuracy_claim_high"],
