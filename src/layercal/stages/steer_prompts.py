@@ -38,8 +38,8 @@ def steer_prompts(
 
     They are -inf for options that a question has not. The directions of a question are, for each
     variant of ``interventions.variants``, its K fits (one an outer fold), then the first control,
-    which those with the final norm frozen have not. ``{mode}-growth`` (n, K, layers, alphas) is by what
-    the primary direction grows the final norm's scale; ``{mode}-controls`` (cells, layers, R,
+    which those with the final norm frozen have not. ``{mode}-growth`` (n, K, layers, alphas) is by
+    what the primary direction grows the final norm's scale; ``{mode}-controls`` (cells, layers, R,
     alphas, sums) is all that is kept of the controls. ``without`` (n, blocks, 2, options) is read
     with attention or MLP of one of the blocks above the first layer at its mean. ``rows`` (n) are
     the places of the questions among all prompts.
