@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,24 +60,25 @@ def _config_files(arguments: Sequence[str]) -> list[str]:
 
 def check_or_exit() -> None:
     """Check the command line of this process: profiles/default calls it before all else."""
-    sys.excepthook = _say_interrupts(sys.excepthook)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background
+        signal.signal(signal.SIGINT, _end_at_once)
     try:
         check(sys.argv[1:])
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
-def _say_interrupts(otherwise):
-    """Ctrl-C while the plan is made: one line in place of Snakemake's traceback."""
+def _end_at_once(number, frame):
+    """While a plan is made nothing is lost; an exception might be, in what Snakemake awaits."""
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
-    def hook(kind, error, trace):
-        if issubclass(kind, KeyboardInterrupt):
-            warnings.simplefilter("ignore")  # of coroutines that were never awaited
-            print(INTERRUPTED, file=sys.stderr)
-        else:
-            otherwise(kind, error, trace)
 
-    return hook
+def leave_interrupts_to_snakemake() -> None:
+    """Let Ctrl-C end the jobs of a run that starts, in the way of Snakemake."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class UntilInterrupted(logging.Filter):

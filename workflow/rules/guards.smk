@@ -11,6 +11,7 @@ LOCK = FileLock(".snakemake/run", timeout=0)
 
 onstart:
     gc.enable()
+    leave_interrupts_to_snakemake()
     # the kernel drops this lock with the run that holds it: after a kill nothing is to be unlocked
     try:
         LOCK.acquire()
