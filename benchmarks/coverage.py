@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import expit, logit, ndtri
 from tqdm import tqdm
 
-from layercal.metrics import accuracy, calibration, differences, phase, resampling
+from layercal.metrics import accuracy, calibration, differences, phase, registry, resampling
 
 SIZES = (281, 1500)
 DRAWS = 1000
@@ -75,7 +75,7 @@ def floor_once(seed, n, copies):
     luck = np.where(rng.random(n * copies) < 0.8, rng.random(n)[cluster], rng.random(n * copies))
     correct = (luck < confidence).astype(float)
     weights = resampling.cluster_weights(cluster, DRAWS, seed)
-    made = resampling.ece_sample(confidence, correct, weights)
+    made = registry.ece_sample(confidence, correct, weights)
     uniform = rng.random((DRAWS, n * copies), np.float32)
     rows, clusters = made.null([(uniform < confidence).astype(np.float32)]), made.null(None)
     used = clusters if copies > 1 else rows
@@ -94,7 +94,7 @@ def difference_once(seed, n, errors, swaps):
     weights = resampling.resample_weights(n, DRAWS, seed)
     found = differences.error_difference(
         *(
-            resampling.ece_sample(*pairs(reading(rng, p, *one), answer), weights)
+            registry.ece_sample(*pairs(reading(rng, p, *one), answer), weights)
             for one in zip(swaps, powers, strict=True)
         )
     )
@@ -113,7 +113,7 @@ def same_once(seed, n, factor, power):
     weights = resampling.resample_weights(n, DRAWS, seed)
     found = differences.error_difference(
         *(
-            resampling.ece_sample(*pairs(reading(rng, p, 0, power * by), answer), weights)
+            registry.ece_sample(*pairs(reading(rng, p, 0, power * by), answer), weights)
             for by in (factor, 1)
         )
     )
@@ -126,7 +126,7 @@ def mce_once(seed, n, error, min_count):
     p, answer = questions(rng, n)
     weights = resampling.resample_weights(n, DRAWS, seed)
     said = reading(rng, p, 0.0, power_for(error, 0.0))
-    made = resampling.mce_sample(*pairs(said, answer), weights, 10, min_count)
+    made = registry.mce_sample(*pairs(said, answer), weights, 10, min_count)
     bins = calibration.bin_index(said.max(-1), 10)
     count = np.bincount(bins, minlength=10)
     gap = np.bincount(bins, p.max(-1) - said.max(-1), 10) / np.maximum(count, 1)
@@ -196,10 +196,10 @@ def phase_once(seed, n, right, gap):
     known = accuracy.AboveChance(float(correct[-1].mean()), 0.25, 0.001, 0.3)
     found = phase.detect(confidence, correct, weights, known)
     return {
-        "exists": found["exists"],
-        "no phase": found["outcome"] == "no phase",
-        "settled": found["final_layer"] - found["settled_layer"] + 1 >= phase.FEWEST,
-        "share of resamples": found["resampled_share"],
+        "exists": found.exists,
+        "no phase": found.outcome == "no phase",
+        "settled": found.settled,
+        "share of resamples": found.resampled_share,
     }
 
 

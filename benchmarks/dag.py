@@ -19,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("workflow", "config", "profiles", "src", "envs", "reports/notebooks")
-COPIED += ("reports/explorer", "dvc.yaml", ".dvcignore")
+COPIED += ("dvc.yaml", ".dvcignore")
 
 
 def make_study(folder: Path, models: int, questions: int, shards: int) -> None:

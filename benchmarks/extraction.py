@@ -18,10 +18,8 @@ five. nnsight and TransformerLens are compared only where they are installed:
 import argparse
 import contextlib
 import importlib.util
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -32,6 +30,7 @@ from transformers import AutoTokenizer
 
 from layercal.model import extract, lens, load
 from layercal.prompts import templates
+from layercal.results import Results
 from layercal.sources import questions
 from layercal.sources.questions import LETTERS
 
@@ -129,7 +128,7 @@ def transformer_lens(task, folder):
         )
         letters = task.option_ids.tolist()
         found = cache.logit_lens(positions=-1, vocab=letters, return_type="logits")
-        return found.values.movedim(0, 1)  # noqa: PD011 not a table
+        return found.values.movedim(0, 1)
 
     return lambda: task.by_batch(one_batch)
 
@@ -176,12 +175,12 @@ def main():
     made.add_argument("--dtype", default="float32", help="as in the config of a study")
     made.add_argument("--against", nargs="+", choices=OTHERS, default=OTHERS)
     args = made.parse_args()
-    folder = Path("resources/models") / args.model
+    results = Results("embedded", args.model, args.questions)
+    folder = results.path("manifest").parent
     read, tokenizer = load(folder, args.dtype, "cpu"), AutoTokenizer.from_pretrained(folder)
-    part = f"results/embedded/extract/{args.model}/{args.questions}/prompts.parquet"
-    plain = Task(read, tokenizer, pd.read_parquet(part)["prompt"].tolist()[: args.limit])
-    table = Path(f"resources/questions/{args.questions}.parquet")
-    shots = Task(read, tokenizer, with_shots(table, tokenizer, args.subjects, args.behind))
+    plain = Task(read, tokenizer, results.prompts["prompt"].tolist()[: args.limit])
+    behind = with_shots(results.path("texts"), tokenizer, args.subjects, args.behind)
+    shots = Task(read, tokenizer, behind)
     print(f"{args.model}, {args.dtype}, {torch.get_num_threads()} threads; ", end="")
     print(
         f"{len(plain.ids)} prompts of {np.mean([len(i) for i in plain.ids]):.0f} tokens, ", end=""

@@ -23,8 +23,9 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from layercal.model import extract, load
-from layercal.report import figures
+from layercal.report import style
 from layercal.steering import interventions
+from layercal.steering.fitted import Direction, Fitted
 
 DIRECTIONS, FOLDS, CONTROLS = 5, 5, 20
 MEDIAN = {"estimator": "median", "errorbar": ("pi", 100)}
@@ -53,15 +54,19 @@ def made_up(read, layers):
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(DIRECTIONS, FOLDS, FOLDS, 1, read.width, generator=generator)
     drawn /= drawn.norm(dim=-1, keepdim=True)
-    return {
-        **{f"direction/{i:03d}/made-up": one for i, one in enumerate(drawn)},
-        "subspace": drawn[:1].movedim(0, 3),
-        "controls": normalize(
-            torch.randn(layers, CONTROLS, read.width, generator=generator), dim=-1
-        ),
-        "norms": torch.ones(FOLDS, FOLDS, read.n_layers + 1),
-        "layers": torch.arange(read.n_layers - layers, read.n_layers),
-    }
+    named = [
+        Direction(name=f"made-up {i}", kind="estimator", estimator="made-up")
+        for i in range(DIRECTIONS)
+    ]
+    subspace = named[0].as_control("rescale")
+    fits = dict(zip(named, drawn.unsqueeze(4), strict=True))
+    random = torch.randn(layers, CONTROLS, read.width, generator=generator)
+    return Fitted(
+        directions=fits | {subspace: drawn[0].unsqueeze(3)},
+        controls=normalize(random, dim=-1),
+        norms=torch.ones(FOLDS, FOLDS, read.n_layers + 1),
+        layers=range(read.n_layers - layers, read.n_layers),
+    )
 
 
 def swept(read, prompts, layers, scales):
@@ -109,7 +114,7 @@ def grow(folder, args):
 
 def draw(table, title):
     """Seconds above, memory below; a column each for what grows."""
-    figures.theme()
+    style.theme()
     names = list(table["what"].unique())
     figure = Figure(figsize=(3.2 * len(names), 5.6), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False)

@@ -8,7 +8,6 @@ the log-probability of each option letter and the prediction with the lens at th
 
 import argparse
 import logging
-from pathlib import Path
 
 import lm_eval
 import numpy as np
@@ -21,6 +20,7 @@ from scipy.special import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layercal.model.lens_model import resolve_dtype
+from layercal.results import Results
 from layercal.sources.questions import LETTERS
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -74,10 +74,9 @@ def main():
     made.add_argument("--limit", type=int, help="only the first so many prompts")
     made.add_argument("--dtype", default="auto", help="as in the config of the study")
     args = made.parse_args()
-    folder, part = Path("resources/models") / args.model, f"{args.model}/{args.questions}"
-    prompts = pd.read_parquet(f"results/embedded/extract/{part}/prompts.parquet")[: args.limit]
-    ours = lens_log_probability(pd.read_parquet(f"results/embedded/lens/{part}/options.parquet"))
-    ours = ours[: args.limit]
+    results = Results("embedded", args.model, args.questions)
+    folder, prompts = results.path("manifest").parent, results.prompts[: args.limit]
+    ours = lens_log_probability(results.options)[: args.limit]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(args.dtype, "cpu"))
     with torch.inference_mode():
         theirs = harness_log_probability(model, AutoTokenizer.from_pretrained(folder), prompts)

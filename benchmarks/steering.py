@@ -28,6 +28,7 @@ from tqdm import tqdm
 from layercal.metrics import phase
 from layercal.model import load
 from layercal.model.lens_model import GATE_TOLERANCE
+from layercal.results import Results
 from layercal.steering import interventions
 
 ALPHAS = torch.tensor([-1, -0.5, 0.25, 0.5, 0.75, 1, 1.5, 2])  # the study's, but 0
@@ -137,10 +138,8 @@ def main():
     args = made.parse_args()
 
     read = load(args.model, args.dtype, "cpu")
-    study = args.model.resolve().parents[2]
-    prompts = pd.read_parquet(
-        study / "results/embedded/extract" / args.model.resolve().name / "mmlu-dev/prompts.parquet"
-    )
+    folder = args.model.resolve()
+    prompts = Results("embedded", folder.name, "mmlu-dev", folder.parents[2]).prompts
     kept = np.linspace(0, len(prompts) - 1, args.questions).round().astype(int)
     lowest = args.lowest or read.n_layers // 2
     layers = phase.sweep_layers(lowest, read.n_layers, LAYERS)

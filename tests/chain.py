@@ -8,7 +8,7 @@ import pandas as pd
 from conftest import ROOT, word_tokenizer
 from families import tiny
 
-from layercal.report import plates
+from layercal.report import figures
 from layercal.stages.analyse_null_space import analyse_null_space
 from layercal.stages.draw_figures import draw_figures
 from layercal.stages.evaluate_steering import evaluate_steering
@@ -22,6 +22,7 @@ from layercal.stages.render_explorer import render_explorer
 from layercal.stages.steer_prompts import steer_prompts
 from layercal.stages.tokenize_prompts import tokenize_prompts
 
+TEMPLATES = ROOT / "src/layercal/report/templates"
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 # of fit_directions, which is fitted on nothing else then
 ALONE = {"sources": [], "source_prompts": [], "source_residuals": []}
@@ -148,7 +149,6 @@ class Chain:
             "alphas": [0.0, 1.0],
             "min_group": 10,
             "draws": 100,
-            **FITTED,
             "sweep": self.path("sweep.parquet"),
             "summary": self.path("summary.json"),
         }
@@ -158,11 +158,27 @@ class Chain:
         draw_figures(
             model="m",
             questions="own",
-            **self.tables(*plates.TABLES),
+            **self.tables(*figures.TABLES),
             png=self.path("curves.png"),
             pdfs=[self.path("letters.pdf")],
+            pngs=[self.path("letters.png")],
             csvs=[self.path("letters.csv")],
             claims=self.path("claims.tex"),
+        )
+
+    def figures(self):
+        """All figures, as the report embeds them."""
+        kinds = {"pdfs": "pdf", "pngs": "png", "csvs": "csv"}
+        draw_figures(
+            model="m",
+            questions="own",
+            **self.tables(*figures.TABLES),
+            png=self.path("curves.png"),
+            claims=self.path("claims.tex"),
+            **{
+                option: [self.path(f"figures/{name}.{kind}") for name in figures.REGISTRY]
+                for option, kind in kinds.items()
+            },
         )
 
     def explore(self):
@@ -173,8 +189,8 @@ class Chain:
             directions=[self.path("directions.safetensors")],
             logits=sorted(self.folder.glob("logits-*.safetensors")),
             texts=[self.path("own.parquet")],
-            page=ROOT / "reports/explorer/page.html",
-            script=ROOT / "reports/explorer/page.js",
+            page=TEMPLATES / "explore.html",
+            script=TEMPLATES / "explore.js",
             html=self.path("explore.html"),
         )
 

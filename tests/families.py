@@ -6,6 +6,8 @@ import gguf
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from layercal.model import architecture, recording
+
 SMALL = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -180,3 +182,11 @@ def _as_llama_cpp_writes(name, weight, config):
     if kind == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         rows = rows.T.copy()
     return rows
+
+
+def recorded(read, ids, mask=None):
+    """``h[L]`` of a batch, (batch, d), and what is recorded while it runs."""
+    mask = torch.ones_like(ids) if mask is None else mask
+    with recording.recorded(read, architecture.answer_places(mask)) as found:
+        h = read.residuals(ids, mask)[:, -1].float()
+    return h, found

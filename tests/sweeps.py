@@ -6,9 +6,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from layercal.metrics.readings import Group
 from layercal.steering import baselines, evaluation, tally, verdicts
+from layercal.steering.fitted import Direction
+from layercal.steering.steered import Steered
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0]
+PRIMARY = Direction(name="update-mean", kind="estimator", estimator="update-mean")
 STILL = [1.0, 1.0, 1.0, 1.0]  # a norm that does not grow
 
 
@@ -52,25 +56,30 @@ def sweep(
     def scaled(by_direction):
         return logits[:, None, None, None] * np.array(by_direction)[None, :, None, :, None]
 
+    def fits(factors):
+        return scaled([factors] * folds)[:, None]
+
     fold = np.arange(n) % folds
     frozen = factors if frozen is None else np.array(frozen)
     growth = 1 / np.abs(factors) if growth is None else growth
     return evaluation.Sweep(
-        logits={
-            "through-network": scaled([factors] * folds + [control_factors[0]]),
-            "through-network-frozen": scaled([frozen] * folds),
+        steered={
+            "through-network": Steered(
+                fitted=fits(factors),
+                frozen=fits(frozen),
+                controls=scaled(control_factors[:1]),
+                growth=np.broadcast_to(growth, (n, folds, 1, 4)),
+            )
         },
-        growth={"through-network": np.broadcast_to(growth, (n, folds, 1, 4))},
         controls=tallied(scaled(control_factors), answer, fold, part),
         answer=answer,
         fold=fold,
         cluster=np.arange(n),
         norms=np.array([1.0, 2.0, 3.0]),
-        variants=["update-mean"],
+        directions=[PRIMARY],
         layers=[2],
         alphas=ALPHAS,
         accuracy_margin=0.02,
-        n_folds=folds,
         n_bins=10,
         draws=300,
         seed=0,
@@ -80,5 +89,10 @@ def sweep(
 def steered(made, above_chance=True, **rules):
     """Verdicts on what is no baseline: baselines take two thirds of the time, and change none."""
     with mock.patch.object(baselines, "BASELINES", {}):
-        rows = verdicts.summarise({"all": (made, above_chance)}, ["update-mean"], **rules)
+        rows = verdicts.summarise({Group(): (made, above_chance)}, **rules)
     return [row for row in rows if row["kind"] != "baseline"]
+
+
+def logits_of(made):
+    """Logits that can be changed: steered, and steered with the norm frozen, of each mode."""
+    return [logits for one in made.steered.values() for logits in (one.fitted, one.frozen)]

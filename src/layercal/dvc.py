@@ -30,6 +30,7 @@ HEAD = """\
 # that of config/config.yaml.
 """
 NOTEBOOK = "reports/notebooks/report.ipynb"
+TEMPLATES = "src/layercal/report/templates"
 MODELS, QUESTIONS = "resources/models", "resources/questions"
 EXTRACT, LENS, DIRECTIONS, STEERING = (
     f"results/${{study}}/{phase}" for phase in ("extract", "lens", "directions", "steering")
@@ -55,7 +56,7 @@ PHASES = {
     "steering": Phase((EXTRACT, LENS, DIRECTIONS, MODELS), (STEERING,)),
     "reports": Phase(
         (
-            *("workflow/Snakefile", "reports/explorer", NOTEBOOK, MODELS, QUESTIONS),
+            *("workflow/Snakefile", TEMPLATES, NOTEBOOK, MODELS, QUESTIONS),
             *(EXTRACT, LENS, DIRECTIONS, STEERING),
         ),
         ("reports/rendered/${study}",),

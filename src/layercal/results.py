@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -61,8 +61,16 @@ class Run:
                 digest.update(np.array([len(ids), *ids], "<i8").tobytes())
         return digest.hexdigest()
 
-    def write(self, path: Path, content: pd.DataFrame | dict) -> None:
-        """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run."""
+    def write(self, path: Path, content: pd.DataFrame | dict, about: dict | None = None) -> None:
+        """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run.
+
+        Parameters
+        ----------
+        path : Path
+        content : DataFrame or dict
+        about : dict of str, optional
+            What to say of tensors in the metadata of their file; :func:`about` reads it.
+        """
         if path.suffix == ".parquet":
             marked = content.copy(deep=False)
             marked.attrs = {KEY: self.fingerprint}
@@ -70,7 +78,7 @@ class Run:
         elif path.suffix == ".safetensors":
             from safetensors.torch import save
 
-            data = save(content, {KEY: self.fingerprint})
+            data = save(content, {KEY: self.fingerprint, **(about or {})})
         else:
             data = json.dumps({KEY: self.fingerprint, **content}, indent=2) + "\n"
         write_atomically(path, data)
@@ -154,9 +162,14 @@ def made_from(path: Path) -> str | None:
             kept = pyarrow.parquet.read_schema(path).metadata or {}
             return json.loads(kept.get(b"PANDAS_ATTRS", b"{}")).get(KEY)
         if path.suffix == ".safetensors":
-            with safe_open(path, "np") as file:
-                return (file.metadata() or {}).get(KEY)
+            return about(path).get(KEY)
         return json.loads(path.read_text()).get(KEY)
+
+
+def about(path: Path) -> dict[str, str]:
+    """What a file of tensors (safetensors) says of them in its metadata."""
+    with safe_open(path, "np") as file:
+        return file.metadata() or {}
 
 
 def same(*paths: Path) -> None:
@@ -267,3 +280,176 @@ class Residuals:
                 return shard[place]
             place -= len(shard)
         raise IndexError(row)
+
+
+class _File:
+    """A file of a study as an attribute of its results, read when it is first asked for."""
+
+    def __init__(self, pattern: str):
+        self.pattern = pattern
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        owner.PATTERNS[name] = self.pattern
+
+    def __get__(self, results, owner=None):
+        if results is None:
+            return self
+        value = results.read(self.name)
+        results.__dict__[self.name] = value  # found before this from now on
+        return value
+
+
+class _Rows:
+    """A list of ``summary.json`` as a table."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, results, owner=None):
+        return self if results is None else pd.DataFrame(results.summary[self.name])
+
+
+class Results:
+    """All that a study has of one model on one question set; alone knows where it lies.
+
+    Each table (DataFrame) or object (dict) is an attribute, read when it is first asked for and
+    refused if it is of another run than the prompts.
+
+    Parameters
+    ----------
+    study, model, questions : str
+    root : path
+        Of the project.
+    files : dict of path, optional
+        Those handed over, by name, in place of those that lie where the study has them.
+
+    Attributes
+    ----------
+    residuals : Residuals
+    claims, verdicts, transfer, attribution, reliability : DataFrame
+        Of ``summary``.
+    """
+
+    PATTERNS: ClassVar[dict[str, str]] = {
+        "figures": "reports/rendered/{study}/{model}/figures/{questions}"
+    }
+
+    manifest = _File("resources/models/{model}/manifest.json")
+    texts = _File("resources/questions/{questions}.parquet")
+    rejected = _File("resources/questions/{questions}.rejected.csv")
+    prompts = _File("results/{study}/extract/{model}/{questions}/prompts.parquet")
+    options = _File("results/{study}/lens/{model}/{questions}/options.parquet")
+    tuned = _File("results/{study}/lens/{model}/{questions}/tuned.parquet")
+    metrics = _File("results/{study}/lens/{model}/{questions}/metrics.parquet")
+    phase = _File("results/{study}/lens/{model}/{questions}/phase.json")
+    recalibration = _File("results/{study}/lens/{model}/{questions}/recalibration.parquet")
+    recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
+    directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
+    vectors = _File("results/{study}/directions/{model}/{questions}/directions.safetensors")
+    dimensions = _File("results/{study}/directions/{model}/{questions}/dimensions.parquet")
+    nullspace = _File("results/{study}/directions/{model}/{questions}/nullspace.parquet")
+    neurons = _File("results/{study}/directions/{model}/{questions}/neurons.parquet")
+    sweep = _File("results/{study}/steering/{model}/{questions}/sweep.parquet")
+    summary = _File("results/{study}/steering/{model}/{questions}/summary.json")
+
+    claims, verdicts, transfer = _Rows(), _Rows(), _Rows()
+    attribution, reliability = _Rows(), _Rows()
+
+    def __init__(
+        self,
+        study: str,
+        model: str,
+        questions: str,
+        root: str | Path = ".",
+        files: dict[str, str | Path] | None = None,
+    ):
+        self.study, self.model, self.questions, self.root = study, model, questions, Path(root)
+        self.files = {name: Path(path) for name, path in (files or {}).items()}
+        self.with_prompts = bool(study) or "prompts" in self.files
+
+    @classmethod
+    def of(cls, **files: str | Path) -> Results:
+        """Results in files that were handed over, wherever they lie, and with prompts or without.
+
+        Without their prompts, :meth:`check` alone sees that they are of one run.
+        """
+        return cls("", "", "", files=files)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies, by the name of its attribute."""
+        names = {"study": self.study, "model": self.model, "questions": self.questions}
+        return self.files.get(name) or self.root / self.PATTERNS[name].format(**names)
+
+    def figure(self, name: str, kind: str = "png") -> Path:
+        """Where a drawn figure lies, or the rows that it shows (``csv``)."""
+        return self.path("figures") / f"{name}.{kind}"
+
+    @cached_property
+    def run(self) -> Run:
+        """The prompts, of which all else must be."""
+        return Run.load(self.path("prompts"))
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """Residuals at the answer position, all layers, read a layer at a time."""
+        return Residuals.load(
+            sorted(self.path("prompts").parent.glob("residuals-*.safetensors")), self.run
+        )
+
+    def read(self, name: str) -> pd.DataFrame | dict:
+        """Read a file anew; errors as of :meth:`Run.check`."""
+        path = self.path(name)
+        if name == "prompts":
+            return self.run.prompts
+        if name in ("options", "tuned"):
+            return self.run.by_prompt(path)
+        of_run = self.with_prompts and self.PATTERNS[name].startswith("results/")
+        return self.run.read(path) if of_run else read(path)
+
+    def check(self, *names: str) -> None:
+        """See that files are of one run, all of them at once; errors as of :meth:`Run.check`."""
+        paths = [self.path(name) for name in names if name != "prompts"]
+        if self.with_prompts:
+            self.run.check(*paths)
+        else:
+            same(*paths)
+
+
+def select(
+    metrics: pd.DataFrame,
+    metric: str | Sequence[str],
+    group: str | Sequence[str] = "all",
+    lens: str = "logit",
+    order: str | None = None,
+    every_bins: bool = False,
+) -> pd.DataFrame:
+    """Rows of ``metrics.parquet`` at the primary number of bins and in one order of the options.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+    metric, group : str or sequence of str
+    lens : {"logit", "tuned"}
+    order : str, optional
+        The primary one (``as-is``, or ``averaged`` over all rotations) if left out.
+    every_bins : bool
+        The secondary numbers of bins, too.
+
+    Returns
+    -------
+    DataFrame
+        In the order of the table: by group, layer and metric.
+    """
+    primary = metrics[metrics["primary"]]
+    chosen = metrics["lens"].eq(lens) & metrics["order"].eq(order or primary["order"].iloc[0])
+    if not every_bins:
+        chosen &= metrics["n_bins"].isin(primary["n_bins"].unique())
+    for column, wanted in (("metric", metric), ("group", group)):
+        chosen &= metrics[column].isin([wanted] if isinstance(wanted, str) else wanted)
+    return metrics[chosen]
+
+
+def primary_bins(metrics: pd.DataFrame) -> int:
+    """Primary number of bins of ``metrics.parquet``."""
+    return int(metrics.loc[metrics["primary"], "n_bins"].max())

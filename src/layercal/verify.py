@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from layercal import InputError
+from layercal.results import Results
 
 TOLERANCES = {
     "n": 0,
@@ -68,7 +69,7 @@ def _all_differences() -> tuple[list[str], int]:
     differences, same = [], 0
     for name in names:
         committed, study, pair = _git("show", f"HEAD:{name}"), *_pair(name)
-        phase = Path("results", study, "lens", pair, "phase.json")
+        phase = Results(study, *pair.parts).path("phase")
         missing = [str(path) for path in (phase, Path(name)) if not path.exists()]
         if missing:
             differences.append(f"{name} is committed, but {' and '.join(missing)} not there{AGAIN}")

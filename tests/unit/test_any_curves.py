@@ -10,7 +10,7 @@ import pytest
 from chain import Chain, predictions, questions
 from conftest import ROOT
 
-from layercal.report import plates
+from layercal.report import figures
 
 N = 24
 
@@ -67,15 +67,15 @@ CASES = {
 }
 
 
-def report_of(tables, monkeypatch):
-    """Run the code of the report's notebook on these tables; texts of what it shows."""
+def report_of(files, monkeypatch):
+    """Run the code of the report's notebook on these files; texts of what it shows."""
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda one: shown.append(one.data))
+    monkeypatch.setattr("layercal.report.notebook.display", lambda one: shown.append(one.data))
     notebook = nbformat.read(ROOT / "reports/notebooks/report.ipynb", 4)
     defaults, *cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     space = {}
     exec(defaults, space)
-    space |= {name: str(path) for name, path in tables.items()}
+    space["files"] = files
     for cell in cells:
         exec(cell, space)
     return [re.sub('src="data:[^"]*"', "", one) for one in shown]
@@ -104,6 +104,8 @@ def test_all_tables_and_a_report(case, tmp_path, monkeypatch):
     # no block writes layer 0, so there is no update with which to compare a direction
     assert (described["cosine"].isna() == (described["layer"] == 0)).all()
     assert described[["cosine_primary", "agreement"]].notna().all(axis=None)
-    shown = report_of(chain.tables("manifest", "rejected", *plates.TABLES), monkeypatch)
+    chain.figures()
+    files = chain.tables("manifest", "rejected", *figures.TABLES)
+    shown = report_of(files | {"figures": chain.path("figures")}, monkeypatch)
     assert sum("<img" in one for one in shown) > 12
     assert [one for one in shown if re.search(r"\bnan\b", one, re.IGNORECASE)] == []

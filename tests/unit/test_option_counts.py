@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
-from sweeps import tallied
+from sweeps import PRIMARY, tallied
 
 from layercal import InputError, model
 from layercal.metrics import calibration, readings, resampling
 from layercal.model import lens
 from layercal.prompts import rotation
 from layercal.steering import evaluation
+from layercal.steering.steered import Steered
 
 COUNTS = np.array([4, 3, 5, 2, 4, 10] * 20)
 
@@ -90,18 +91,17 @@ def test_lens_reads_the_own_options(tiny_model):
 
 def test_steering_is_judged_on_the_own_options(mixed):
     logits, answer = mixed
-    steered = np.stack([logits, logits / 2], 1)[:, None, None]  # n, directions, layers, alphas, k
+    steered = np.stack([logits, logits / 2], 1)[:, None, None, None]
+    fitted = np.repeat(steered, 3, 2)  # n, variants, folds, layers, alphas, options
     fold = np.arange(len(answer)) % 3
     made = evaluation.Sweep(
-        logits={"lens": np.repeat(steered, 5, 1)},
-        growth={"lens": np.ones((len(answer), 3, 1, 2))},
-        controls=tallied(steered, answer, fold, alphas=[0.0, 1.0]),
-        n_folds=3,
+        steered={"lens": Steered(fitted, fitted, steered[:, 0], np.ones((len(answer), 3, 1, 2)))},
+        controls=tallied(steered[:, 0], answer, fold, alphas=[0.0, 1.0]),
         answer=answer,
         fold=fold,
         cluster=np.arange(len(answer)),
         norms=np.ones(3),
-        variants=["update-mean"],
+        directions=[PRIMARY],
         layers=[2],
         alphas=[0.0, 1.0],
         accuracy_margin=0.02,
@@ -109,7 +109,7 @@ def test_steering_is_judged_on_the_own_options(mixed):
         draws=100,
         seed=0,
     )
-    confidence, correct = made.read(made.held_out("lens", "update-mean"))
+    confidence, correct = made.read(made.held_out("lens", PRIMARY))
     for scale, factor in ((0, 1), (1, 0.5)):
         p = [softmax(factor * row[:k]) for row, k in zip(logits, COUNTS, strict=True)]
         np.testing.assert_allclose(confidence[0, scale], [one.max() for one in p])

@@ -263,3 +263,54 @@ def test_the_order_of_rows_and_of_shards_counts_for_nothing(two_runs, tmp_path, 
     names = ("directions.safetensors", "directions.parquet", "dimensions.parquet")
     for name in names:
         assert chain.path(name).read_bytes() == own.path(name).read_bytes(), name
+
+
+def test_results_lie_where_the_study_has_them_and_are_read_when_asked_for(tmp_path):
+    own = results.Results("s", "m", "q", tmp_path)
+    for name, made in (("prompts", prompts_of()), ("texts", pd.DataFrame({"question": ["?"]}))):
+        own.path(name).parent.mkdir(parents=True, exist_ok=True)
+        made.to_parquet(own.path(name))
+    run, claims = run_of(prompts_of()), [{"claim": "c", "value": None}]
+    run.write(own.path("summary"), {"claims": claims})
+    run.write(own.path("sweep"), pd.DataFrame({"alpha": [0.0]}))
+    run.write(own.path("prompts").with_name("residuals-0.safetensors"), shard_of(range(9)))
+    assert own.path("sweep") == tmp_path / "results/s/steering/m/q/sweep.parquet"
+    assert own.sweep is own.sweep and own.sweep["alpha"].tolist() == [0.0]
+    assert own.claims["claim"].tolist() == ["c"] and own.texts["question"].tolist() == ["?"]
+    assert own.residuals.shape == (9, 2, 3) and len(own.prompts) == 9
+    with pytest.raises(FileNotFoundError):
+        own.phase  # noqa: B018
+    run_of(prompts_of(8)).write(own.path("phase"), {})
+    run_of(prompts_of(8)).write(own.path("metrics"), pd.DataFrame({"a": [1]}))
+    with pytest.raises(InputError, match=r"phase\.json: not made from the same prompts"):
+        own.phase  # noqa: B018
+    with pytest.raises(InputError, match=r"metrics\.parquet, .*phase\.json: not made from the"):
+        own.check("sweep", "metrics", "phase")
+    elsewhere = results.Results("s", "m", "q", tmp_path, {"sweep": tmp_path / "other.parquet"})
+    assert elsewhere.path("sweep") == tmp_path / "other.parquet"
+    assert elsewhere.path("summary") == own.path("summary")
+
+
+def shard_of(rows):
+    return {"rows": torch.tensor(rows), "residuals": torch.zeros(len(rows), 2, 3)}
+
+
+def test_select_reads_the_primary_bins_and_order_off_the_table():
+    """Not off the order of its rows."""
+    keys = [
+        (order, group, lens, metric, bins, layer)
+        for order in ("rotation-0", "averaged")
+        for group in ("category:c", "all")
+        for lens in ("tuned", "logit")
+        for metric, bins in (("ece", 15), ("ece", 10), ("accuracy", 0))
+        for layer in range(3)
+    ]
+    names = ["order", "group", "lens", "metric", "n_bins", "layer"]
+    table = pd.DataFrame(keys, columns=names).sample(frac=1, random_state=0)
+    table["primary"] = table["order"].eq("averaged") & table["n_bins"].isin([0, 10])
+    assert results.primary_bins(table) == 10
+    found = results.select(table, "ece").drop(columns=["layer", "primary"]).drop_duplicates()
+    assert found.to_numpy().tolist() == [["averaged", "all", "logit", "ece", 10]]
+    found = results.select(table, ["ece", "accuracy"], ["all", "category:c"], "tuned", "rotation-0")
+    assert len(found) == 2 * 2 * 3 and set(found["n_bins"]) == {0, 10}
+    assert set(found["order"]) == {"rotation-0"} and set(found["lens"]) == {"tuned"}

@@ -24,6 +24,7 @@ from layercal.stages.extract_residuals import extract_residuals
 from layercal.stages.fetch_questions import fetch_questions
 from layercal.stages.fit_directions import fit_directions
 from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.measure_recalibration import measure_recalibration
 from layercal.stages.read_lens import read_lens
 from layercal.stages.steer_prompts import steer_prompts
 from layercal.stages.tokenize_prompts import tokenize_prompts
@@ -187,14 +188,19 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
         numbers=out / "numbers.json",
         curves=out / "curves.csv",
     )
-    fitted = {"estimators": ["update-mean", "phase-pca", "gradient", "probe"], "ranks": [1, 2]}
+    left = {
+        "recalibration": out / "recalibration.parquet",
+        "phase": out / "recalibrated-phase.json",
+    }
+    measure_recalibration(prompts=prompts, options=options, folds=3, **few, **left)
     reached = {"phase": phase, "dimensions": out / "dimensions.parquet"}
     fit_directions(
         **model,
         residuals=[residuals],
         options=options,
         **reached,
-        **fitted,
+        estimators=["update-mean", "phase-pca", "gradient", "probe"],
+        ranks=[1, 2],
         random=7,
         null_rule="k=3",
         sources=["tiny/other"],
@@ -220,7 +226,6 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
         logits=[out / "logits.safetensors"],
         alphas=[0.0, 1.0],
         **reached,
-        **fitted,
         **few,
         min_group=10,
         sweep=out / "sweep.parquet",
@@ -253,6 +258,10 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
     last = metrics[(metrics["group"] == "all") & (metrics["layer"] == metrics["layer"].max())]
     last = last.set_index("metric")["value"]
     assert last["confidence"] == pytest.approx(np.mean([one.max() for one in p]))
+    recalibrated = pd.read_parquet(left["recalibration"]).query("recalibration == 'none'")
+    recalibrated = recalibrated.set_index(["layer", "metric"])["value"]
+    assert recalibrated[final["layer"].iloc[0], "ece"] == pytest.approx(last["ece"])
+    assert json.loads(left["phase"].read_text())["n"] == len(made)
     chance = np.mean(1 / counts)
     assert last["chance"] == pytest.approx(chance)
     # of equally many options, every question may have every other one's answer

@@ -176,7 +176,8 @@ def test_a_missing_shard_ends_in_one_clear_error(finished, tmp_path):
         part for name, path in files.items() for part in (f"--{name}", f"results/embedded/{path}")
     ]
     given += ["--texts", "resources/questions/own.parquet", "--html", str(tmp_path / "page.html")]
-    given += ["--page", "reports/explorer/page.html", "--script", "reports/explorer/page.js"]
+    templates = "src/layercal/report/templates"
+    given += ["--page", f"{templates}/explore.html", "--script", f"{templates}/explore.js"]
     stage = ["python", "-m", "layercal.stages", "render_explorer", "--pairs", "tiny/own"]
     done = call(finished, *stage, *given)
     assert done.returncode == 1

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 from project import MARKUP, snakemake
 
-from layercal.report import plates
+from layercal.report.figures import REGISTRY
 
 pytestmark = pytest.mark.workflow
 PAGES = ["index.html", "atlas.html", "tiny/own.html"]
@@ -143,7 +143,8 @@ def test_figures_in_notebooks_are_described(finished):
 
 def test_every_figure_is_kept_for_papers(finished):
     folder = finished / "reports/rendered/embedded/tiny/figures/own"
-    for name in plates.PLATES:
+    for name in REGISTRY:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(folder / f"{name}.csv"))
     metrics = pd.read_parquet(finished / "results/embedded/lens/tiny/own/metrics.parquet")

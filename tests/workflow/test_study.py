@@ -56,7 +56,7 @@ def test_artefacts(study):
     layers = 31  # 30 blocks
     assert len(prompts) == 40 and prompts["shard"].nunique() == 3
     assert len(options) == 40 * layers
-    assert sum(len(shard["lens"]) for shard in shards) == 40
+    assert sum(len(shard["lens/fitted"]) for shard in shards) == 40
 
     # what the tables say, computed again from the logits
     final = options[options["layer"] == layers - 1]
@@ -77,9 +77,9 @@ def test_artefacts(study):
     assert not phase["exists"] and "No phase is claimed" in phase["reason"]
 
     # unsteered, the masked pass on a prefix reads what the batched extraction read
-    steered = np.concatenate([shard["through-network"] for shard in shards])
+    steered = np.concatenate([shard["through-network/fitted"] for shard in shards])
     alphas = yaml.safe_load((study / "config/config.yaml").read_text())["steering"]["alphas"]
-    unsteered = steered[:, 0, 0, alphas.index(0)]
+    unsteered = steered[:, 0, 0, 0, alphas.index(0)]
     np.testing.assert_allclose(unsteered, logits, atol=1e-3)
 
 

@@ -1,7 +1,8 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json; metrics/{study}/{model}/{questions}.json and
-#          plots/{study}/{model}/{questions}.csv, the headline numbers and layer curves that Git keeps
+#          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json;
+#          metrics/{study}/{model}/{questions}.json and plots/{study}/{model}/{questions}.csv, the
+#          headline numbers and layer curves that Git keeps
 
 
 rule lens:
@@ -10,7 +11,7 @@ rule lens:
             "<results>/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
-            file=["options.parquet", "phase.json"],
+            file=["options.parquet", "phase.json", "recalibration.parquet"],
         ),
         deleted("lens"),
 
@@ -78,3 +79,31 @@ rule measure_calibration:
         "Measuring calibration of {wildcards.model} on {wildcards.questions}"
     shell:
         stage("measure_calibration")
+
+
+rule measure_recalibration:
+    input:
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        code=code_of("measure_recalibration"),
+    output:
+        recalibration="<results>/lens/{model}/{questions}/recalibration.parquet",
+        phase="<results>/lens/{model}/{questions}/recalibrated-phase.json",
+    log:
+        "<logs>/lens/{model}/{questions}/recalibration.log",
+    benchmark:
+        "<benchmarks>/lens/{model}/{questions}/recalibration.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        tolerance=config["phase"]["tolerance"],
+        folds=config["folds"],
+        seed=config["seed"],
+    message:
+        "Recalibrating {wildcards.model} on {wildcards.questions}"
+    shell:
+        stage("measure_recalibration")

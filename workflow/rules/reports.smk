@@ -1,7 +1,7 @@
 # REQUIRED INPUTS: results/{study}/ extract, lens, directions and steering, resources/,
 #                  reports/notebooks/
 # OUTPUTS: reports/rendered/{study}/{model}/{questions}.html (and .ipynb, .png),
-#          {model}/figures/{questions}/ (each figure as PDF and CSV, claims.tex),
+#          {model}/figures/{questions}/ (each figure as PDF, PNG and CSV, claims.tex),
 #          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html;
 #          reports/bundles/{study}/, a copy of all that for snakemake --report
 
@@ -9,27 +9,10 @@ PAGES = ["index.html", "explore.html", "atlas.html", "atlas.pdf", "atlas.csv"]
 PAGES += ["workflow.png", "workflow.pdf"]
 PHASES = ["fetch", "extract", "lens", "directions", "steering", "reports"]
 NOTEBOOK = beside("reports/notebooks/report.ipynb")
-# of every report; src/layercal/report/plates.py draws them
-FIGURES = [
-    "layer-curves",
-    "depth-curves",
-    "reliability",
-    "letters",
-    "lenses",
-    "categories",
-    "languages",
-    "category-map",
-    "subject-map",
-    "cosines",
-    "dimensions",
-    "dose-lens",
-    "dose-network",
-    "dose-everywhere",
-    "transfer",
-    "null-space",
-    "neurons",
-    "attribution",
-]
+FIGURES = figure_names()
+TEMPLATES = {
+    path.name: seen_from_here(path) for path in sorted((SOURCE / "report/templates").iterdir())
+}
 
 
 rule reports:
@@ -73,6 +56,7 @@ rule draw_figures:
             labels={"model": "{model}", "questions": "{questions}"},
         ),
         pdfs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.pdf", figure=FIGURES),
+        pngs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.png", figure=FIGURES),
         csvs=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.csv", figure=FIGURES),
         claims="<reports>/{model}/figures/{questions}/claims.tex",
     log:
@@ -92,6 +76,8 @@ rule draw_figures:
 rule render_report:
     input:
         notebook=NOTEBOOK,
+        templates=list(TEMPLATES.values()),
+        figures=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.png", figure=FIGURES),
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
@@ -140,6 +126,7 @@ rule render_atlas:
             questions=OWN["questions"],
         ),
         code=code_of("render_atlas"),
+        templates=list(TEMPLATES.values()),
     output:
         html="<reports>/atlas.html",
         pdf="<reports>/atlas.pdf",
@@ -206,6 +193,7 @@ rule render_index:
         atlas="<reports>/atlas.html",
         workflow="<reports>/workflow.png",
         code=code_of("render_index"),
+        templates=list(TEMPLATES.values()),
     output:
         html="<reports>/index.html",
     log:
@@ -226,8 +214,8 @@ rule render_index:
 
 rule render_explorer:
     input:
-        page=beside("reports/explorer/page.html"),
-        script=beside("reports/explorer/page.js"),
+        page=TEMPLATES["explore.html"],
+        script=TEMPLATES["explore.js"],
         texts=expand("resources/questions/{questions}.parquet", questions=OWN["questions"]),
         prompts=expand(
             "<results>/extract/{model}/{questions}/prompts.parquet",

@@ -70,8 +70,6 @@ rule evaluate_steering:
         mem_mb=mb(4000, copies=4),
         runtime=growing(30),
     params:
-        estimators=config["directions"]["estimators"],
-        ranks=config["directions"]["ranks"],
         alphas=config["steering"]["alphas"],
         accuracy_margin=config["steering"]["accuracy_margin"],
         nll_margin=config["steering"]["nll_margin"],

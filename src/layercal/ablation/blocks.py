@@ -31,7 +31,7 @@ def without_parts(model: LensModel, prefix: Prefix, lowest: int, means: Tensor) 
     lowest : int
         First block ablated, 1 to L.
     means : Tensor, shape (L - lowest + 1, 2, d)
-        Means over questions of what :func:`layercal.model.recording.written` gives.
+        Means over questions of what :func:`layercal.model.recording.recorded` gives.
 
     Returns
     -------

@@ -112,41 +112,6 @@ def _prove(model: LensModel, found: Neurons, name: str) -> None:
         )
 
 
-@torch.inference_mode()
-def activations(
-    model: LensModel, found: Neurons, input_ids: Tensor, attention_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Read the neurons at the last real token of each row.
-
-    Parameters
-    ----------
-    model : LensModel
-    found : Neurons
-    input_ids : Tensor, shape (batch, tokens)
-    attention_mask : Tensor, shape (batch, tokens), optional
-        As for :meth:`LensModel.residuals`.
-
-    Returns
-    -------
-    residual : Tensor, shape (batch, d)
-        ``h[L]``, float32.
-    activations : Tensor, shape (batch, m)
-        float32.
-    """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    places = architecture.answer_places(attention_mask)
-    captured: list[Tensor] = []
-
-    def keep(hidden: Tensor):
-        hidden = hidden.reshape(-1, hidden.shape[-1])  # some blocks flatten the tokens
-        captured.append(hidden[places.to(hidden.device)])
-
-    with architecture.hook(found.projection, keep, before=True):
-        residual = model.residuals(input_ids, attention_mask)[:, -1]
-    return residual.float(), captured[0].float()
-
-
 def describe(
     model: LensModel, found: Neurons, unembedding: Unembedding, rules: Sequence[str]
 ) -> pd.DataFrame:
@@ -247,7 +212,7 @@ def without_neurons(
     residual : Tensor, shape (n, d)
         ``h[L]``.
     active : Tensor, shape (n, m)
-        From :func:`activations`.
+        Activations, as :func:`layercal.model.recording.recorded` gives them.
     means : Tensor, shape (m,) or (n, m)
         Mean activations over a set of questions; one row a question where each question is
         ablated to the mean of other folds.

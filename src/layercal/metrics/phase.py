@@ -2,16 +2,132 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, fields
+
 import numpy as np
 from scipy.stats import kendalltau
 
-from layercal.metrics import accuracy, differences, resampling
+from layercal.metrics import accuracy, differences, registry, resampling
 
 LEVEL = 0.05  # of each test that the phase must pass
 # accuracy has settled where it is shown to stay within this share of its final lead over chance
 CLIMB = 0.25
 # layers that a trend over layers needs: of three, even the surest order comes up by chance in 1 / 6
 FEWEST = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What is known of the correction phase of a model, and what that amounts to.
+
+    Attributes
+    ----------
+    decision_layer, peak_layer, final_layer : int
+        The peak is where ECE is largest from the decision layer on.
+    n : int
+        Questions.
+    accuracy_final, accuracy_final_low, accuracy_final_high : float
+        At the last layer, with its 95 % interval.
+    chance, chance_p, top_letter : float
+        See :class:`layercal.metrics.accuracy.AboveChance`.
+    ece_peak, ece_final : float
+    correction, ci_low, ci_high, p : float
+        Fall of ECE from the peak to the end; its interval and p-value allow for the peak having
+        been picked.
+    settled_layer : int
+        From which on ECE must fall; :func:`settled_layer`.
+    margin : float
+        Of accuracy, for which that layer is shown.
+    trend, trend_low, trend_high, trend_p : float
+        Fall of a straight line fitted to ECE from there to the end.
+    order_p : float
+        See :func:`order_p`.
+    rises : bool
+        Whether ECE is shown to rise from there.
+    resampled_share : float
+    decision_layer_low, decision_layer_high : int
+        See :func:`resampled_rule`.
+    order : str, optional
+        Of the options, in which the questions were asked.
+    tuned : Phase, optional
+        The same through the tuned lens.
+    """
+
+    decision_layer: int
+    peak_layer: int
+    final_layer: int
+    n: int
+    accuracy_final: float
+    accuracy_final_low: float
+    accuracy_final_high: float
+    chance: float
+    chance_p: float
+    top_letter: float
+    ece_peak: float
+    ece_final: float
+    correction: float
+    ci_low: float
+    ci_high: float
+    p: float
+    settled_layer: int
+    margin: float
+    trend: float
+    trend_low: float
+    trend_high: float
+    trend_p: float
+    order_p: float
+    rises: bool
+    resampled_share: float
+    decision_layer_low: int
+    decision_layer_high: int
+    order: str | None = None
+    tuned: Phase | None = None
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the model knows more than its letters at the last layer."""
+        return accuracy.AboveChance(
+            self.accuracy_final, self.chance, self.chance_p, self.top_letter
+        ).above
+
+    @property
+    def settled(self) -> bool:
+        """Whether accuracy has settled early enough to see ECE fall."""
+        return self.final_layer - self.settled_layer + 1 >= FEWEST
+
+    @property
+    def outcome(self) -> str:
+        """``exists``, ``no phase`` (ECE is shown to rise), ``undecided`` or ``at chance``."""
+        if not self.above_chance:
+            return "at chance"
+        if self.rises:
+            return "no phase"
+        falls = self.trend_p <= LEVEL and self.trend > 0 and self.order_p <= LEVEL
+        return "exists" if self.settled and falls else "undecided"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one."""
+        return self.outcome == "exists"
+
+    @property
+    def reason(self) -> str:
+        """The outcome in words, with the numbers that it rests on."""
+        return _reason(self)
+
+    def to_json(self) -> dict:
+        """All fields and what follows from them: ``phase.json``."""
+        held = {name: value for name, value in asdict(self).items() if value is not None}
+        held |= {"tuned": self.tuned.to_json()} if self.tuned else {}
+        derived = ("above_chance", "outcome", "exists", "reason")
+        return held | {name: getattr(self, name) for name in derived}
+
+    @classmethod
+    def from_json(cls, content: dict) -> Phase:
+        """Read what :meth:`to_json` gives; what follows from the fields is worked out again."""
+        held = {one.name: content[one.name] for one in fields(cls) if one.name in content}
+        tuned = content.get("tuned")
+        return cls(**{**held, "tuned": tuned and cls.from_json(tuned)})
 
 
 def decision_layer(accuracy: np.ndarray, tolerance: float) -> int:
@@ -128,7 +244,7 @@ def detect(
     tolerance: float = 0.02,
     n_bins: int = 10,
     cluster: np.ndarray | None = None,
-) -> dict:
+) -> Phase:
     """Decide whether a model shows a confidence correction phase.
 
     It exists if final accuracy lies above chance, accuracy is shown to have settled
@@ -151,22 +267,13 @@ def detect(
 
     Returns
     -------
-    dict
-        ``outcome`` (``exists``, ``no phase``: ECE is shown to rise, ``undecided``, or ``at
-        chance``), ``exists``, ``rises``, and ``reason`` in words; ``accuracy_final`` with its
-        interval, ``chance``, ``chance_p``, ``above_chance``, ``top_letter``; ``decision_layer``,
-        ``peak_layer`` (largest ECE from the decision layer on), ``final_layer``; ``ece_peak``,
-        ``ece_final``, ``correction`` (their difference) with ``ci_low``, ``ci_high`` and ``p``,
-        which allow for the peak having been picked; ``settled_layer``, from which on ECE
-        must fall, and the ``margin`` it is shown for; ``trend``, the fall of a straight line fitted
-        to ECE from there to the end, with ``trend_low``, ``trend_high`` and ``trend_p``;
-        ``order_p``; what :func:`resampled_rule` adds.
+    Phase
     """
     final, n = len(confidence) - 1, confidence.shape[-1]
     curve = correct.mean(-1)
     decision = decision_layer(curve, tolerance)
     samples = [
-        resampling.ece_sample(*pair, weights, n_bins)
+        registry.ece_sample(*pair, weights, n_bins)
         for pair in zip(confidence, correct.astype(float), strict=True)
     ]
     ece = np.array([sample.estimate for sample in samples])
@@ -179,36 +286,33 @@ def detect(
     resampled = np.stack([one.statistic(one.noise + one.gap) for one in samples], -1)
     curves = weights @ correct.T.astype(np.float32) / n
     low, high = resampling.interval(curve[final], curves[:, final])
-    phase = {
-        "decision_layer": decision,
-        "peak_layer": peak,
-        "final_layer": final,
-        "n": n,
-        "accuracy_final": float(curve[final]),
-        "accuracy_final_low": float(low),
-        "accuracy_final_high": float(high),
-        "chance": known.chance,
-        "chance_p": known.p,
-        "above_chance": known.above,
-        "top_letter": known.top_letter,
-        "ece_peak": float(ece[peak]),
-        "ece_final": float(ece[final]),
-        "correction": found.value,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "p": found.p,
-        "settled_layer": first,
-        "margin": margin,
-        "trend": trend.value,
-        "trend_low": trend.low,
-        "trend_high": trend.high,
-        "trend_p": trend.p,
-        "order_p": order_p(ece[first:]),
-        "rises": bool(rises),
+    return Phase(
+        decision_layer=decision,
+        peak_layer=peak,
+        final_layer=final,
+        n=n,
+        accuracy_final=float(curve[final]),
+        accuracy_final_low=float(low),
+        accuracy_final_high=float(high),
+        chance=known.chance,
+        chance_p=known.p,
+        top_letter=known.top_letter,
+        ece_peak=float(ece[peak]),
+        ece_final=float(ece[final]),
+        correction=found.value,
+        ci_low=found.low,
+        ci_high=found.high,
+        p=found.p,
+        settled_layer=first,
+        margin=margin,
+        trend=trend.value,
+        trend_low=trend.low,
+        trend_high=trend.high,
+        trend_p=trend.p,
+        order_p=order_p(ece[first:]),
+        rises=bool(rises),
         **resampled_rule(curves, resampled, known.chance, margin, tolerance),
-    }
-    outcome = _outcome(phase)
-    return {**phase, "outcome": outcome, "exists": outcome == "exists", "reason": _reason(phase)}
+    )
 
 
 def _fall(samples: list[resampling.GapSample]) -> differences.Difference:
@@ -219,56 +323,46 @@ def _fall(samples: list[resampling.GapSample]) -> differences.Difference:
     return differences.contrast(samples, -depth * (len(samples) - 1) / (depth**2).sum())
 
 
-def _outcome(found: dict) -> str:
-    if not found["above_chance"]:
-        return "at chance"
-    if found["rises"]:
-        return "no phase"
-    settled = found["final_layer"] - found["settled_layer"] + 1 >= FEWEST
-    falls = found["trend_p"] <= LEVEL and found["trend"] > 0 and found["order_p"] <= LEVEL
-    return "exists" if settled and falls else "undecided"
-
-
-def _reason(found: dict) -> str:
-    outcome, final = _outcome(found), found["final_layer"]
+def _reason(found: Phase) -> str:
+    outcome, final = found.outcome, found.final_layer
     accuracy_said = (
-        f"final accuracy {found['accuracy_final']:.3f} "
-        f"(95 % CI {found['accuracy_final_low']:.3f} to {found['accuracy_final_high']:.3f})"
+        f"final accuracy {found.accuracy_final:.3f} "
+        f"(95 % CI {found.accuracy_final_low:.3f} to {found.accuracy_final_high:.3f})"
     )
-    letters = f"{found['chance']:.3f} from the letters named, p = {found['chance_p']:.2g}"
+    letters = f"{found.chance:.3f} from the letters named, p = {found.chance_p:.2g}"
     if outcome == "at chance":
         return (
             f"No phase is claimed: as asked here, {accuracy_said} is not above chance ({letters}; "
-            f"one letter makes up {found['top_letter']:.0%} of the predictions), and a model that "
+            f"one letter makes up {found.top_letter:.0%} of the predictions), and a model that "
             "does not know the answers has no correction to show, whatever its ECE does."
         )
     above = f"{accuracy_said} lies above chance ({letters})"
-    share = f"Without tests, {found['resampled_share']:.0%} of the resamples show a phase."
+    share = f"Without tests, {found.resampled_share:.0%} of the resamples show a phase."
     ends = (
-        f"ECE goes from {found['ece_peak']:.3f} at layer {found['peak_layer']} to "
-        f"{found['ece_final']:.3f} at layer {final}, a correction of {found['correction']:.3f} "
-        f"(95 % CI {found['ci_low']:.3f} to {found['ci_high']:.3f})"
+        f"ECE goes from {found.ece_peak:.3f} at layer {found.peak_layer} to "
+        f"{found.ece_final:.3f} at layer {final}, a correction of {found.correction:.3f} "
+        f"(95 % CI {found.ci_low:.3f} to {found.ci_high:.3f})"
     )
-    first = found["settled_layer"]
+    first = found.settled_layer
     line = (
-        f"a straight line through ECE falls by {found['trend']:.3f} (95 % CI "
-        f"{found['trend_low']:.3f} to {found['trend_high']:.3f}) from layer {first} to {final}, "
-        f"and layers in any order would fall so in {found['order_p']:.2g}"
+        f"a straight line through ECE falls by {found.trend:.3f} (95 % CI "
+        f"{found.trend_low:.3f} to {found.trend_high:.3f}) from layer {first} to {final}, "
+        f"and layers in any order would fall so in {found.order_p:.2g}"
     )
-    within = f"within {found['margin']:.3f}, a quarter of its lead over chance"
+    within = f"within {found.margin:.3f}, a quarter of its lead over chance"
     if outcome == "no phase":
         return (
             f"No phase: {above}, and over the layers from {first} on, at which it has settled "
-            f"({within}), ECE rises, to {found['ece_final']:.3f} at the last. {share}"
+            f"({within}), ECE rises, to {found.ece_final:.3f} at the last. {share}"
         )
     if outcome == "exists":
         settled = f"accuracy has settled from layer {first} on ({within})"
         return f"The phase exists: {above}, {settled}, {line}; {ends}. {share}"
-    if final - first + 1 < FEWEST:
+    if not found.settled:
         why = (
             f"accuracy is shown to be {within}, from layer {first} on only, too "
             f"late to see ECE fall over {FEWEST} layers (its curve stays near the final value from "
-            f"layer {found['decision_layer']} on; to show it takes more questions)"
+            f"layer {found.decision_layer} on; to show it takes more questions)"
         )
     else:
         why = f"ECE is not shown to fall: {line}"

@@ -13,7 +13,7 @@ from scipy.stats import binomtest, rankdata
 from threadpoolctl import threadpool_limits
 
 from layercal import InputError
-from layercal.metrics import calibration, resampling
+from layercal.metrics import calibration, registry, resampling
 from layercal.sources.questions import LETTERS
 
 VALUES = ["value", "ci_low", "ci_high", "null_mean", "null_high"]
@@ -21,6 +21,28 @@ WHY_NONE = {
     "auroc": "all predictions are right, or all wrong",
     "agree": "no question's options are rotated",
 }
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the questions.
+
+    Attributes
+    ----------
+    kind : {"all", "category", "subject", "language"}
+    name : str
+        Of all questions there is none.
+    """
+
+    kind: str = "all"
+    name: str = ""
+
+    def __str__(self):
+        return self.kind if self == Group() else f"{self.kind}:{self.name}"
+
+    def columns(self) -> dict[str, str]:
+        """The fields as columns of a table, and ``group``, both in one."""
+        return {"group": str(self), "group_kind": self.kind, "group_name": self.name}
 
 
 @dataclass
@@ -65,28 +87,6 @@ class Readings:
         """Reading of one layer."""
         extra = {name: value[index] for name, value in self.extra.items()}
         return Readings(self.logits[index], self.answer, extra, self.cluster)
-
-    def errors(self, weights: np.ndarray, n_bins: Sequence[int], min_count: Sequence[int]):
-        """Yield each binned error of one layer as (metric, n_bins, GapSample or why not)."""
-        pair, primary = (self.confidence, self.correct.astype(float), weights), n_bins[0]
-        for bins in n_bins:
-            yield "ece", bins, resampling.ece_sample(*pair, bins)
-            for count in min_count:
-                name = "mce" if count == 1 else f"mce_min{count}"
-                found = resampling.mce_sample(*pair, bins, count)
-                yield name, bins, found or f"no bin holds {count} questions"
-        if len(self.answer) < primary:
-            few = f"{len(self.answer)} questions cannot fill {primary} bins of equal mass"
-            yield "ece_mass", primary, few
-            yield "debiased_ece", primary, few
-        else:
-            yield "ece_mass", primary, resampling.ece_sample(*pair, primary, "mass")
-            yield "debiased_ece", primary, resampling.debiased_sample(*pair, primary)
-        yield "smooth_ece", 0, resampling.smooth_sample(*pair)
-        probability = np.exp(self.log_probability)
-        options = self.answer, weights, primary, self.n_options
-        found = resampling.classwise_sample(probability, *options)
-        yield "classwise_ece", primary, found
 
     def per_question(self) -> dict[str, np.ndarray]:
         """Quantities whose mean over questions is a metric, each of shape (..., n).
@@ -199,36 +199,40 @@ def metric_table(
         rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
         probability = np.exp(one.log_probability)
         outcomes = resampling.draw_outcomes(probability, uniform) if alone else None
-        errors = one.errors(weights, n_bins, min_count)
-        rows += [{"layer": layer, **_error_row(*error, outcomes)} for error in errors]
+        for name, bins, entry in registry.listed(n_bins, min_count):
+            row = {"layer": layer, "metric": name, "n_bins": bins}
+            rows.append({**row, **_error(entry, one, weights, bins, outcomes)})
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
 
 
-def groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Groups of questions: ``all``, each ``category:<name>`` and each ``subject:<name>``.
+def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
+    """Groups of questions: all of them, each category and each subject.
 
     Parameters
     ----------
     prompts : DataFrame, n rows
-        With ``category``, ``subject`` and ``language``; of several languages, each is a group
-        ``language:<code>`` too.
+        With ``category``, ``subject`` and ``language``; of several languages, each is a group, too.
 
     Returns
     -------
     dict of array of bool, shape (n,)
     """
-    found = {"all": np.ones(len(prompts), bool)}
+    found = {Group(): np.ones(len(prompts), bool)}
     kinds = ["category", "subject"] + ["language"] * (len(set(prompts["language"])) > 1)
     for kind in kinds:
         for name in sorted(set(prompts[kind])):
-            found[f"{kind}:{name}"] = (prompts[kind] == name).to_numpy()
+            found[Group(kind, name)] = (prompts[kind] == name).to_numpy()
     return found
 
 
 def group_table(
-    read: Readings, groups: dict[str, np.ndarray], min_group: int, settings: tuple, threads: int = 1
+    read: Readings,
+    groups: dict[Group, np.ndarray],
+    min_group: int,
+    settings: tuple,
+    threads: int = 1,
 ) -> pd.DataFrame:
-    """:func:`metric_table` of every group, with the column ``group``.
+    """:func:`metric_table` of every group, with its columns.
 
     Parameters
     ----------
@@ -243,7 +247,7 @@ def group_table(
     """
     held = {name: len(np.unique(read.cluster[rows])) for name, rows in groups.items()}
 
-    def one(name: str) -> pd.DataFrame:
+    def one(name: Group) -> pd.DataFrame:
         if held[name] >= min_group:
             return metric_table(read.take(groups[name]), *settings)
         return pd.DataFrame()
@@ -262,7 +266,7 @@ def group_table(
             n, empty = int(rows.sum()), dict.fromkeys(VALUES, np.nan)
             reason = f"{_counted(n, held[name])}, fewer than {min_group}"
             tables[name] = full.assign(**empty, n=n, reason=reason)
-    return pd.concat([table.assign(group=name) for name, table in tables.items()])
+    return pd.concat([table.assign(**group.columns()) for group, table in tables.items()])
 
 
 def _counted(questions: int, clusters: int) -> str:
@@ -289,19 +293,18 @@ def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]
     return rows
 
 
-def _error_row(metric: str, n_bins: int, sample, outcomes) -> dict:
-    row = {"metric": metric, "n_bins": n_bins}
+def _error(entry: registry.Binned, read: Readings, weights, n_bins: int, outcomes) -> dict:
+    """Value, interval and null floor of a binned error, or why there is none."""
+    sample = entry.resampled(read, weights, n_bins)
     if isinstance(sample, str):
-        return {**row, "value": np.nan, "reason": sample}
+        return {"value": np.nan, "reason": sample}
     if outcomes is None:
         floor = sample.null(None)
     else:
         correct, by_option = outcomes
-        floor = sample.null(by_option if metric == "classwise_ece" else [correct])
-    # a bin of one question is as good as known to its own resamples: no interval is honest
-    low, high = (np.nan, np.nan) if metric == "mce" else resampling.error_interval(sample)
+        floor = sample.null(by_option if entry.by_option else [correct])
+    low, high = resampling.error_interval(sample) if entry.bounded else (np.nan, np.nan)
     return {
-        **row,
         "value": sample.estimate,
         "ci_low": low,
         "ci_high": min(high, 1.0),

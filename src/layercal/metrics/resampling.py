@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from layercal.metrics.calibration import bin_index, bin_table, rms_gap, smooth_bandwidth
-
 # multiples of the observed gaps that the inverted tests try
 SCALES = np.concatenate([np.linspace(0, 1.6, 17), [2.0, 3.0, 5.0]])
 
@@ -129,111 +127,6 @@ class GapSample:
 def clustered(cluster: np.ndarray) -> bool:
     """Whether any two rows belong together."""
     return len(np.unique(cluster)) < len(cluster)
-
-
-def sum_of_gaps(gap: np.ndarray) -> np.ndarray:
-    """ECE of bin gaps that are already weighted by the bins' shares."""
-    return np.abs(gap) @ np.ones(gap.shape[-1], gap.dtype)  # faster than a sum over few bins
-
-
-def largest_gap(gap: np.ndarray) -> np.ndarray:
-    """MCE of bin gaps."""
-    return np.abs(gap).max(-1)
-
-
-def ece_sample(confidence, correct, weights, n_bins: int = 10, scheme: str = "width") -> GapSample:
-    """ECE of one reading; equal-mass edges stay those of the sample.
-
-    Parameters
-    ----------
-    confidence, correct : array, shape (n,)
-    weights : array, shape (draws, n)
-        From :func:`resample_weights`.
-    n_bins : int
-    scheme : {"width", "mass"}
-    """
-    columns = _member(confidence, n_bins, scheme) / np.float32(len(confidence))
-    return GapSample([(columns, confidence, correct)], weights, sum_of_gaps)
-
-
-def mce_sample(confidence, correct, weights, n_bins: int = 10, min_count: int = 1):
-    """MCE of one reading over the bins with at least ``min_count`` samples.
-
-    Parameters
-    ----------
-    confidence, correct : array, shape (n,)
-    weights : array, shape (draws, n)
-    n_bins, min_count : int
-
-    Returns
-    -------
-    GapSample or None
-        None if no bin has so many samples.
-    """
-    member = _member(confidence, n_bins)
-    count = member.sum(0)
-    if not (count >= min_count).any():
-        return None
-    columns = member * (count >= min_count) / np.maximum(count, 1)
-    return GapSample([(columns, confidence, correct)], weights, largest_gap, ratio=True)
-
-
-def debiased_sample(confidence, correct, weights, n_bins: int = 10) -> GapSample:
-    """Debiased L2 error of one reading, equal-mass bins; see ``calibration.debiased_ece``."""
-    table = bin_table(confidence, correct, n_bins, "mass")
-    columns = _member(confidence, n_bins, "mass") / np.maximum(table.count, 1).astype(np.float32)
-    return GapSample(
-        [(columns, confidence, correct)],
-        weights,
-        lambda gap: rms_gap(gap, table),
-        lambda gap: np.sqrt((gap**2 * table.share).sum(-1)),
-        ratio=True,
-    )
-
-
-def smooth_sample(confidence, correct, weights, points: int = 65) -> GapSample:
-    """Smooth ECE of one reading; the bandwidth stays that of the sample.
-
-    ``points`` evaluate the smoothed residuals, enough for the bandwidths that samples of up to
-    some 10,000 questions ask for.
-    """
-    bandwidth = smooth_bandwidth(confidence, correct)
-    at = np.linspace(0, 1, points, dtype=np.float32)
-    place = confidence.astype(np.float32)[:, None]
-    columns = np.zeros((len(confidence), points), np.float32)
-    for mirrored in (at, -at, 2 - at):
-        columns += np.exp(-0.5 * ((place - mirrored) / np.float32(bandwidth)) ** 2)
-    area = np.full(points, 1 / (points - 1))
-    area[[0, -1]] /= 2
-    columns *= (area / (bandwidth * np.sqrt(2 * np.pi) * len(confidence))).astype(np.float32)
-    return GapSample([(columns, confidence, correct)], weights, sum_of_gaps)
-
-
-def classwise_sample(probability, answer, weights, n_bins: int = 10, n_options=None) -> GapSample:
-    """Class-wise ECE of one reading; see ``calibration.classwise_ece``.
-
-    Parameters
-    ----------
-    probability : array, shape (n, k)
-    answer : array of int, shape (n,)
-    weights : array, shape (draws, n)
-    n_bins : int
-    n_options : array of int, shape (n,), optional
-    """
-    options = probability.shape[-1] if n_options is None else np.mean(n_options)
-    share = np.float32(options * len(answer))
-    blocks = [
-        (_member(np.minimum(one, 1), n_bins) / share, one, (answer == option).astype(float))
-        for option, one in enumerate(probability.T)
-    ]
-    return GapSample(blocks, weights, sum_of_gaps)
-
-
-def _member(confidence, n_bins: int, scheme: str = "width") -> np.ndarray:
-    """Whether each sample lies in each bin; (n, n_bins)."""
-    member = np.zeros((len(confidence), n_bins), np.float32)
-    member[np.arange(len(confidence)), bin_index(confidence, n_bins, scheme)] = 1
-    return member
 
 
 def draw_outcomes(probability, uniform: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

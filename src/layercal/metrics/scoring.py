@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import softmax
 
-from layercal.metrics import accuracy, calibration, differences, paired, resampling
+from layercal.metrics import accuracy, calibration, differences, paired, registry, resampling
 
 MIN_COUNT = 30  # samples of a bin from which on its gap can be resampled
 WORST = f"mce_min{MIN_COUNT}"
@@ -59,13 +59,13 @@ class Scoring:
     def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """ECE of one reading, and MCE where a bin is full enough, observed and resampled."""
         pair = confidence, correct.astype(float), self.weights, self.n_bins
-        worst = resampling.mce_sample(*pair, MIN_COUNT)
+        worst = registry.mce_sample(*pair, MIN_COUNT)
         found = {"ece": self.ece_sample(confidence, correct)}
         return found | ({WORST: worst} if worst else {})
 
     def ece_sample(self, confidence: np.ndarray, correct: np.ndarray) -> resampling.GapSample:
         """ECE of one reading, observed and resampled."""
-        return resampling.ece_sample(confidence, correct.astype(float), self.weights, self.n_bins)
+        return registry.ece_sample(confidence, correct.astype(float), self.weights, self.n_bins)
 
     def means(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """Accuracy and confidence of one reading, per question."""
@@ -191,23 +191,3 @@ def _change(metric: str, old: float, new: float, low: float, high: float) -> dic
         f"{metric}_change_low": float(low),
         f"{metric}_change_high": float(high),
     }
-
-
-def ablations(scoring: Scoring, before: np.ndarray, without: dict[str, np.ndarray]) -> list[dict]:
-    """What readings would be without some part of the network.
-
-    Parameters
-    ----------
-    scoring : Scoring
-    before : array, shape (n, n_options)
-        Logits of the whole network.
-    without : dict of array, shape (n, n_options)
-        Name -> logits with that part at its mean.
-
-    Returns
-    -------
-    list of dict
-        ``without`` (the name) and the changes, with paired 95 % intervals; a positive change of
-        ECE means that the part lowers it.
-    """
-    return [{"without": name, **scoring.changes(before, one)} for name, one in without.items()]

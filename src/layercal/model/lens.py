@@ -92,18 +92,28 @@ def translate(
 
 
 def _fit_ridge(x: Tensor, y: Tensor, penalties: Tensor):
-    """Ridge regression with intercept; returns the fitted function."""
+    """Ridge regression with intercept; returns the fitted function.
+
+    By the eigenvectors of the smaller Gram matrix, in float64, which are those of the singular
+    value decomposition at a fraction of its time.
+    """
     mean_x, mean_y = x.mean(0), y.mean(0)
-    u, s, v = torch.linalg.svd(x - mean_x, full_matrices=False)
-    projected = u.T @ (y - mean_y)
+    x, y = x - mean_x, y - mean_y
+    few = len(x) <= x.shape[1]  # questions than dimensions
+    rows = x.double() if few else x.double().T
+    values, vectors = (part.to(x) for part in torch.linalg.eigh(rows @ rows.T))
+    values = values.clamp(min=0)
+    left, size = (vectors, values) if few else (x @ vectors, torch.ones_like(values))
+    projected = left.T @ y
     # residuals that are all the same (the embedding of one token) leave the intercept alone
-    candidates = penalties * (s**2).mean() + torch.finfo(s.dtype).tiny
+    candidates = penalties * values.mean() + torch.finfo(values.dtype).tiny ** 0.5
     errors = []
     for penalty in candidates:
-        shrink = s**2 / (s**2 + penalty)
-        leverage = (u**2 * shrink).sum(-1) + 1 / len(x)
-        missed = y - mean_y - u @ (shrink[:, None] * projected)
+        shrink = size / (values + penalty)
+        leverage = left**2 @ shrink + 1 / len(x)
+        missed = y - left @ (shrink[:, None] * projected)
         errors.append(((missed / (1 - leverage)[:, None]) ** 2).sum())
     best = candidates[torch.stack(errors).argmin()]
-    weights = (s / (s**2 + best))[:, None] * projected
-    return lambda new: mean_y + ((new - mean_x) @ v.T) @ weights
+    weights = vectors @ (projected / (values + best)[:, None])
+    weights = x.T @ weights if few else weights
+    return lambda new: mean_y + (new - mean_x) @ weights

@@ -10,49 +10,9 @@ from torch import Tensor, nn
 
 from layercal import InputError
 from layercal.model import architecture
-from layercal.model.lens_model import LensModel, Prefix
+from layercal.model.lens_model import LensModel
 
 PARTS = ("attention", "mlp")
-
-
-@torch.inference_mode()
-def written(model: LensModel, prefix: Prefix, lowest: int = 1) -> Tensor:
-    """What attention and MLP of each block give at the answer position.
-
-    Parameters
-    ----------
-    model : LensModel
-    prefix : Prefix
-        The prompt, run once.
-    lowest : int
-        First block, 1 to L.
-
-    Returns
-    -------
-    Tensor, shape (L - lowest + 1, 2, d)
-        float32; in the order of ``PARTS``, before any scaling of updates by the model itself.
-
-    Raises
-    ------
-    InputError
-        If the parts of a block cannot be told.
-    """
-    modules = part_modules(model, lowest)
-    run = model.pass_of(prefix)
-    given: dict[nn.Module, Tensor] = {}
-
-    def keeper(module: nn.Module):
-        def keep(hidden: Tensor):
-            # copied, since a block may add in place
-            given[module] = hidden.reshape(-1).to(model.device, torch.float32, copy=True)
-
-        return keep
-
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.enter_context(architecture.hook(module, keeper(module)))
-        run(prefix, lowest - 1, prefix.residuals[lowest - 1][None])
-    return torch.stack([given[module] for module in modules]).reshape(-1, len(PARTS), model.width)
 
 
 @contextmanager
@@ -68,10 +28,10 @@ def recorded(model: LensModel, places: Tensor) -> Iterator[dict[str, Tensor]]:
     Yields
     ------
     dict of Tensor
-        Filled when the block ends: ``written`` (batch, L, 2, d), as :func:`written` gives it, and
-        ``neurons`` (batch, m), the activations of the last block's MLP, both float32 on the CPU.
-        Empty where the parts of a block cannot be told, without ``neurons`` where its neurons
-        cannot.
+        Filled when the block ends, float32 on the CPU: ``written`` (batch, L, 2, d), what attention
+        and MLP (``PARTS``) of each block give, before any scaling of updates by the model itself,
+        and ``neurons`` (batch, m), the activations of the last block's MLP. Empty where the parts
+        of a block cannot be told, without ``neurons`` where its neurons cannot.
     """
     found: dict[str, Tensor] = {}
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from layercal.report.figures import INK, PALETTE
+from layercal.report.style import INK, PALETTE
 
 COLORS = PALETTE.as_hex()
 ACCURACY, CONFIDENCE, ERROR = COLORS[0], COLORS[1], COLORS[3]

@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from layercal import InputError, results
 from layercal.metrics import calibration, readings
-from layercal.report import charts, plates
+from layercal.report import charts
 from layercal.sources.questions import LETTERS, hash_order
 
 LIMIT = 4_800_000  # bytes of a page
@@ -179,14 +179,13 @@ def lens_steps(
     n_bins : int
     """
     chosen, peak = read.logits.argmax(-1), phase["peak_layer"]
-    through = metrics[(metrics["lens"] == "logit") & (metrics["order"] == phase["order"])]
-    through = through[through["n_bins"].isin([0, n_bins])].sort_values("layer", kind="stable")
+    through = results.select(metrics, ["accuracy", "confidence", "ece"], list(groups))
     return Steps(
         label="logit lens",
         logits=read.logits[None, :, None],
         answer=read.answer,
         groups=groups,
-        intervals=through,
+        intervals=through.sort_values("layer", kind="stable"),
         references={
             PREVIOUS: chosen[[0, *range(len(chosen) - 1)]],
             f"layer {peak}, the peak of ECE": np.broadcast_to(chosen[peak], chosen.shape),
@@ -246,7 +245,7 @@ def described(groups: dict[str, np.ndarray], metrics: pd.DataFrame) -> list[dict
 def picked_groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Groups of a page: all, categories, languages; subjects are too many and too small."""
     found = readings.groups(prompts)
-    return {name: rows for name, rows in found.items() if not name.startswith("subject:")}
+    return {str(group): rows for group, rows in found.items() if group.kind != "subject"}
 
 
 def pair(
@@ -279,7 +278,7 @@ def pair(
     options = results.joined(options, prompts, f"{model} on {questions}: options.parquet")
     read = readings.from_options(options)[phase["order"]]
     asked = prompts.drop_duplicates("question_id")
-    n_bins = plates.primary_bins(metrics)
+    n_bins = results.primary_bins(metrics)
     listed = described(picked_groups(asked), metrics)
     measured = [one["name"] for one in listed if one["measured"]]
 

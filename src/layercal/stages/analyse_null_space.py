@@ -10,6 +10,7 @@ import torch
 
 from layercal import InputError, results
 from layercal.ablation import neurons, nullspace
+from layercal.ablation.table import Ablated, ablations
 from layercal.metrics import scoring
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output, log
@@ -73,10 +74,12 @@ def _effects(prompts, scored, model, last, table, final, active, n_neurons, rand
     chosen = neurons.entropy_neurons(table, n_neurons)
     drawn = np.random.default_rng(scored.seed)
     long = neurons.high_norm(table)["neuron"].to_numpy()
-    groups = {f"neuron {one}": [one] for one in chosen}
-    groups[f"all {len(chosen)} entropy neurons"] = chosen
-    for one in range(random):
-        groups[f"random set {one:02d}"] = drawn.choice(long, len(chosen), replace=False).tolist()
+    groups = {Ablated(name=f"neuron {j}", what="neuron", neuron=j): [j] for j in chosen}
+    together = f"all {len(chosen)} entropy neurons"
+    groups[Ablated(name=together, what="entropy neurons")] = chosen
+    for draw in range(random):
+        control = Ablated(name=f"random set {draw:02d}", what="random neurons", draw=draw)
+        groups[control] = drawn.choice(long, len(chosen), replace=False).tolist()
     means, option_ids = active.mean(0), torch.tensor(max(prompts["option_ids"], key=len))
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     lacking = torch.arange(len(option_ids)) >= n_options[:, None]
@@ -87,11 +90,10 @@ def _effects(prompts, scored, model, last, table, final, active, n_neurons, rand
 
     without: dict[str, dict] = {"live": {}, "frozen": {}}
     changed = neurons.without_neurons(last, final, active, means, groups.values())
-    for name, one in zip(groups, changed, strict=True):
-        without["live"][name], without["frozen"][name] = read(one), read(one, final)
+    for group, one in zip(groups, changed, strict=True):
+        without["live"][group], without["frozen"][group] = read(one), read(one, final)
     rows = []
     for norm, readings in without.items():
-        rows += [{**row, "norm": norm} for row in scoring.ablations(scored, read(final), readings)]
+        rows += [{**row, "norm": norm} for row in ablations(scored, read(final), readings)]
     described = table.set_index("neuron").loc[chosen].add_prefix("neuron_")
-    described.index = list(groups)[: len(chosen)]
-    return pd.DataFrame(rows).merge(described, "left", left_on="without", right_index=True)
+    return pd.DataFrame(rows).merge(described, "left", left_on="neuron", right_index=True)

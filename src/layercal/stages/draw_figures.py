@@ -1,11 +1,13 @@
-"""Draw every figure of one report for papers: PDF, the rows it shows as CSV, claims as LaTeX."""
+"""Draw every figure of one report: PDF, PNG, the rows it shows as CSV; claims as LaTeX."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from layercal import files
-from layercal.report import figures, plates
+from layercal.report import figures, tables
+from layercal.report.figures import curves
+from layercal.results import Results
 from layercal.stages import Output
 
 
@@ -26,10 +28,11 @@ def draw_figures(
     claims: Output,
     png: Output,
     pdfs: list[Output],
+    pngs: list[Output],
     csvs: list[Output],
 ) -> None:
-    """Save without a date, so that an unchanged figure is an unchanged file."""
-    tables = plates.load(
+    """Draw each figure once, into files that reports and papers show."""
+    results = Results.of(
         prompts=prompts,
         options=options,
         metrics=metrics,
@@ -41,23 +44,13 @@ def draw_figures(
         sweep=sweep,
         summary=summary,
     )
-    for pdf, csv in zip(pdfs, csvs, strict=True):
-        plate = plates.draw(pdf.stem, tables)
-        plate.figure.savefig(pdf, metadata={"CreationDate": None})
-        files.write_atomically(csv, plate.data.to_csv(index=False))
+    results.check(*figures.TABLES)
+    for pdf, image, csv in zip(pdfs, pngs, csvs, strict=True):
+        drawing = figures.draw(pdf.stem, results)
+        files.write_atomically(pdf, drawing.pdf())
+        files.write_atomically(image, drawing.png())
+        files.write_atomically(csv, drawing.data.to_csv(index=False))
     title = f"{model} on {questions}"
-    figures.layer_curves(tables.metrics, tables.phase, title).savefig(png)
-    files.write_atomically(claims, latex(tables.summary))
-
-
-def latex(summary: dict) -> str:
-    """Give the claims as a table for the LaTeX package booktabs.
-
-    Parameters
-    ----------
-    summary : dict
-        ``summary.json``.
-    """
-    shown = plates.claims(summary)
-    columns = r"p{.3\linewidth}lp{.25\linewidth}rrr"
-    return shown.to_latex(index=False, escape=True, column_format=columns)
+    titled = curves.plot_layer_curves(curves.phase_rows(results), results.phase, title)
+    titled.savefig(png)
+    files.write_atomically(claims, tables.claims_latex(results.claims))

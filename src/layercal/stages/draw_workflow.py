@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from layercal.report import figures
+from layercal.report.figures import study
 from layercal.stages import Output
 
 
@@ -19,8 +19,6 @@ def draw_workflow(
     names = dict(re.findall(r'(\d+)\[label = "([^"]+)"', said))
     edges = [(names[a], names[b]) for a, b in re.findall(r"(\d+) -> (\d+)", said)]
     # without the target, which makes nothing
-    drawn = figures.rule_graph(
-        [(made, read) for made, read in edges if not read.endswith("reports")]
-    )
+    drawn = study.plot_rules([(made, read) for made, read in edges if not read.endswith("reports")])
     drawn.savefig(png)
     drawn.savefig(pdf, metadata={"CreationDate": None})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from layercal import files, results
-from layercal.metrics import readings, scoring
+from layercal.ablation import table
+from layercal.metrics import readings
+from layercal.metrics.phase import Phase
 from layercal.model.recording import PARTS
 from layercal.stages import Output, log
-from layercal.steering import claims, evaluation, interventions, tally, verdicts
-from layercal.steering.directions import FROM
-from layercal.steering.directions import estimators as fitted_by
+from layercal.steering import claims, evaluation, steered, tally, verdicts
+from layercal.steering.fitted import Fitted
 
 
 def evaluate_steering(
@@ -23,8 +23,6 @@ def evaluate_steering(
     dimensions: Path,
     phase: Path,
     logits: list[Path],
-    estimators: list[str],
-    ranks: list[int],
     alphas: list[float],
     accuracy_margin: float = 0.02,
     nll_margin: float = 0.01,
@@ -38,10 +36,10 @@ def evaluate_steering(
 ) -> None:
     """Gather the shards in order and write the tidy sweep and its summary."""
     run = results.Run.load(prompts)
-    reached, by_rank = run.read(phase), run.read(dimensions)
-    steered, without = _sweep(
+    reached, by_rank = Phase.from_json(run.read(phase)), run.read(dimensions)
+    swept, without = _sweep(
         run,
-        run.read(directions),
+        Fitted.load(run, directions),
         logits,
         alphas=alphas,
         accuracy_margin=accuracy_margin,
@@ -49,38 +47,34 @@ def evaluate_steering(
         draws=draws,
         seed=seed,
     )
-    chosen = list(fitted_by(estimators, ranks))
-    above_chance = reached["above_chance"]
     groups = {
-        name: inside
-        for name, inside in readings.groups(run.prompts).items()
-        if run.prompts.loc[inside, "cluster"].nunique() >= min_group
-        and not name.startswith("subject:")
+        group: inside
+        for group, inside in readings.groups(run.prompts).items()
+        if run.prompts.loc[inside, "cluster"].nunique() >= min_group and group.kind != "subject"
     }
-    parts = {"all": (steered, above_chance)}
-    for name in (one for one in groups if one.startswith("language:")):
-        part = steered.take(groups[name])
-        parts[name] = part, above_chance and verdicts.above_chance(part)
-    family = claims.Family(pairs, len(steered.modes))
+    parts = {readings.Group(): (swept, reached.above_chance)}
+    for group in (one for one in groups if one.kind == "language"):
+        part = swept.take(groups[group])
+        parts[group] = part, reached.above_chance and verdicts.above_chance(part)
+    family = claims.Family(pairs, len(swept.modes))
     rows = verdicts.summarise(
         parts,
-        chosen,
         nll_margin=nll_margin,
         accuracy_level=1 - family.level_of(claims.ACCURACY_KEPT),
         pairs=pairs,
     )
-    fitted_on = {
-        name: source for name in steered.variants if (source := name.partition(FROM)[2]) in groups
-    }
-    of_kind = {name: one for name, one in groups.items() if name in fitted_on.values()}
+    by_name = {str(group): group for group in groups}
+    fitted_on = {one: by_name.get(one.fitted_on) for one in swept.directions}
+    sources = {one: group for one, group in fitted_on.items() if group}
+    of_kind = {one: inside for one, inside in groups.items() if one in sources.values()}
     said = {
         "claims": claims.claims(reached, rows, by_rank, family),
         "verdicts": rows,
-        "transfer": verdicts.transfer(steered, of_kind, fitted_on),
-        "attribution": _without_parts(steered, without, reached),
-        "reliability": verdicts.reliability(steered, chosen[0], n_bins),
+        "transfer": verdicts.transfer(swept, of_kind, sources),
+        "attribution": _without_parts(swept, without, reached.final_layer),
+        "reliability": verdicts.reliability(swept, n_bins),
     }
-    run.write(sweep, evaluation.dose_response(steered))
+    run.write(sweep, evaluation.dose_response(swept))
     run.write(summary, said)
     files.keep_shards(logits[0].parent, "logits", len(logits))
     for claim in said["claims"]:
@@ -89,7 +83,7 @@ def evaluate_steering(
 
 def _sweep(
     run: results.Run,
-    fitted: dict,
+    fitted: Fitted,
     logits: list[Path],
     *,
     alphas: list[float],
@@ -99,27 +93,10 @@ def _sweep(
     seed: int,
 ) -> tuple:
     """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
-    prompts = run.prompts
-    shards, order = run.shards(logits)
-    names = [name for name in shards[0] if name != "rows"]
-    read = {
-        name: sum(one[name] for one in shards).double() * tally.UNIT
-        if name.endswith(interventions.CONTROLS)
-        else torch.cat([one[name] for one in shards])[order]
-        for name in names
-    }
-    read = {name: one.numpy() for name, one in read.items()}
-    without = read.pop("without", None)
-
-    def of_kind(ending: str) -> dict:
-        names = [name for name in read if name.endswith(ending)]
-        return {name.removesuffix(ending): read.pop(name) for name in names}
-
-    growth, sums = of_kind(interventions.GROWTH), of_kind(interventions.CONTROLS)
-    fold, variants = fitted["fold"].numpy(), interventions.variants(fitted)
+    prompts, fold = run.prompts, fitted.fold.numpy()
+    read, sums, without = steered.load(run, logits)
     sweep = evaluation.Sweep(
-        logits=read,
-        growth=growth,
+        steered=read,
         controls=tally.Tally(
             sums=sums,
             cell=tally.cells(prompts, fold),
@@ -131,13 +108,11 @@ def _sweep(
         fold=fold,
         cluster=pd.factorize(prompts["cluster"])[0],
         question=pd.factorize(prompts["question_id"])[0],
-        norms=fitted["norms"].diagonal().mean(-1).numpy(),
-        variants=[one.name for one in variants],
-        not_in_lens=[one.name for one in variants if one.intervention == "rotate"],
-        layers=fitted["layers"].tolist(),
+        norms=fitted.norms.diagonal().mean(-1).numpy(),
+        directions=[one.direction for one in fitted.variants()],
+        layers=fitted.layers,
         alphas=alphas,
         accuracy_margin=accuracy_margin,
-        n_folds=len(fitted["norms"]),
         n_bins=n_bins,
         draws=draws,
         seed=seed,
@@ -145,15 +120,14 @@ def _sweep(
     return sweep, without
 
 
-def _without_parts(sweep: evaluation.Sweep, without, phase: dict) -> list[dict]:
+def _without_parts(sweep: evaluation.Sweep, without, final: int) -> list[dict]:
     """Ablations of attention and MLP of each block, from the last."""
     if without is None:
         return []
     before = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
-    blocks = range(phase["final_layer"] - without.shape[1] + 1, phase["final_layer"] + 1)
     named = {
-        f"{part} {block}": without[:, row, column]
-        for row, block in enumerate(blocks)
-        for column, part in enumerate(PARTS)
+        table.Ablated(name=f"{part} {block}", what="block", block=block, part=part): logits
+        for block, by_part in enumerate(without.swapaxes(0, 1), final - without.shape[1] + 1)
+        for part, logits in zip(PARTS, by_part.swapaxes(0, 1), strict=True)
     }
-    return scoring.ablations(sweep, before, named)
+    return table.ablations(sweep, before, named)

@@ -13,12 +13,15 @@ from tqdm import tqdm
 
 from layercal import InputError, results
 from layercal.ablation import nullspace
-from layercal.metrics.phase import sweep_layers
+from layercal.metrics.phase import Phase, sweep_layers
+from layercal.metrics.readings import Group
 from layercal.model.fetched import load_fetched
 from layercal.sources import questions
 from layercal.stages import Output, log
 from layercal.steering import controls, dimensions, directions
-from layercal.steering.directions import FROM
+from layercal.steering.fitted import CONTROL, ESTIMATOR, Direction, Fitted
+
+UPDATE_MEAN = Direction(name="update-mean", kind=ESTIMATOR, estimator="update-mean")
 
 
 def fit_directions(
@@ -53,7 +56,7 @@ def fit_directions(
 ) -> None:
     """Write the vectors, the mean residual norms each fit saw, and tables that describe them."""
     run = results.Run.load(prompts)
-    reached = run.read(phase)
+    reached = Phase.from_json(run.read(phase))
     split = _split(
         run.prompts,
         results.Residuals.load(residuals, run),
@@ -63,29 +66,27 @@ def fit_directions(
         tolerance=tolerance,
         n_bins=n_bins,
     )
-    layers = sweep_layers(reached["peak_layer"], reached["final_layer"], max_layers)
+    layers = sweep_layers(reached.peak_layer, reached.final_layer, max_layers)
     clusters = run.prompts["cluster"].tolist()
     fold = np.array(questions.folds(clusters, folds, seed))
-    fits = {
-        name: (fit, split, fold) for name, fit in directions.estimators(estimators, ranks).items()
-    }
-    fits |= {name: (fit, split, fold) for name, fit in directions.middle_means().items()}
+    own = directions.estimators(estimators, ranks) | directions.middle_means()
+    fits = {direction: (fit, split, fold) for direction, fit in own.items()}
     fits |= _of_categories(split, run.prompts, fold, min_group)
     fold_of = dict(zip(clusters, fold, strict=True))
     fits |= _of_sources(split, fold_of, sources, source_prompts, source_residuals)
     fitted = {}
-    for name, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
+    for direction, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
 
         def at_layers(part, fit=fit):
             return fit(part, layers)
 
-        fitted[name] = directions.cross_fit(at_layers, some, some_fold, folds)
+        fitted[direction] = directions.cross_fit(at_layers, some, some_fold, folds)
     first, primary = next(iter(fitted.items()))
     fitted |= _parts(split.model, first, primary, null_rule)
     rows = [
         row
-        for name, one in fitted.items()
-        for row in directions.describe(name, one, primary, split, layers)
+        for direction, one in fitted.items()
+        for row in directions.describe(direction, one, primary, split, layers)
     ]
 
     def subspace(part):
@@ -93,29 +94,37 @@ def fit_directions(
         lacking = max(ranks) - len(basis)
         return torch.nn.functional.pad(basis, (0, 0, 0, lacking))[None]
 
-    found = {
-        **{f"direction/{i:03d}/{name}": one for i, (name, one) in enumerate(fitted.items())},
-        "subspace": directions.cross_fit(subspace, split, fold, folds),
-        "controls": controls.matched_directions(split, primary, layers, random, seed),
-        "norms": directions.cross_fit(directions.mean_norms, split, fold, folds),
-        "fold": torch.tensor(fold),
-        "layers": torch.tensor(layers),
-        **_mean_written(residuals, len(fold)),
-    }
+    bases = {direction: one.unsqueeze(3) for direction, one in fitted.items()}
+    found = Fitted(
+        directions={
+            **bases,
+            _subspace(max(ranks)): directions.cross_fit(subspace, split, fold, folds),
+        },
+        controls=controls.matched_directions(split, primary, layers, random, seed),
+        norms=directions.cross_fit(directions.mean_norms, split, fold, folds),
+        layers=layers,
+        fold=torch.tensor(fold),
+        written=_mean_written(residuals, len(fold)),
+    )
     by_rank = _dimensions(split, fold, folds, clusters, layers[:-1] or layers, draws, seed)
-    run.write(vectors, found)
+    found.save(run, vectors)
     run.write(table, pd.DataFrame(rows))
     run.write(dimensions, by_rank)
 
 
-def _mean_written(shards: list[Path], n: int) -> dict[str, torch.Tensor]:
+def _subspace(rank: int) -> Direction:
+    name = "phase-subspace"
+    return Direction(name=name, kind=CONTROL, estimator=name, rank=rank).as_control("rescale")
+
+
+def _mean_written(shards: list[Path], n: int) -> torch.Tensor | None:
     """Mean over all prompts of what each block writes, (L, 2, d), if it was recorded."""
     written = []
     for path in shards:
         with safe_open(path, "pt") as shard:
             if "written" in shard.keys():  # noqa: SIM118
                 written.append(shard.get_tensor("written"))
-    return {"written": (sum(written) / n).float()} if written else {}
+    return (sum(written) / n).float() if written else None
 
 
 def _split(prompts, residuals, read, *, model, blocks, tolerance, n_bins) -> directions.Split:
@@ -133,12 +142,12 @@ def _split(prompts, residuals, read, *, model, blocks, tolerance, n_bins) -> dir
 
 
 def _of_categories(split, prompts, fold, min_group: int | None) -> dict:
-    """Name -> estimator, the questions of a category that it is fitted on, and their folds."""
+    """Direction -> estimator, the questions of a category that it is fitted on, and their folds."""
     fits, counts = {}, prompts.groupby("category")["cluster"].nunique()
     for category in sorted(counts.index[counts >= min_group] if min_group else []):
         inside = (prompts["category"] == category).to_numpy()
-        name = f"update-mean{FROM}category:{category}"
-        fits[name] = directions.update_mean, split.take(inside), fold[inside]
+        direction = UPDATE_MEAN.from_source(str(Group("category", category)))
+        fits[direction] = directions.update_mean, split.take(inside), fold[inside]
     return fits
 
 
@@ -163,19 +172,20 @@ def _of_sources(
         of_other = [fold_of.get(one, -1) for one in source_run.prompts["cluster"]]
         unread = np.zeros((len(other), 0, 0)), np.zeros(len(other), int)
         source = replace(split, residuals=other, logits=unread[0], answer=unread[1])
-        fits[f"update-mean{FROM}{name}"] = directions.update_mean, source, np.array(of_other)
+        fits[UPDATE_MEAN.from_source(name)] = directions.update_mean, source, np.array(of_other)
     return fits
 
 
-def _parts(model, name: str, primary: torch.Tensor, null_rule: str) -> dict[str, torch.Tensor]:
+def _parts(model, first: Direction, primary: torch.Tensor, null_rule: str) -> dict:
     """Controls: the parts of the primary direction inside and outside the null space."""
     unembedding, found = nullspace.effective_unembedding(model), {}
-    parts = {"null-space part": nullspace.null_part, "row-space part": nullspace.row_part}
+    parts = {"null-space": nullspace.null_part, "row-space": nullspace.row_part}
     for label, part in parts.items():
+        direction = first.of_part(label)
         try:
-            found[f"{name} ({label})"] = part(primary, unembedding, null_rule)
+            found[direction] = part(primary, unembedding, null_rule)
         except InputError as error:
-            log.info("%s (%s) left out: %s", name, label, error)
+            log.info("%s left out: %s", direction.name, error)
     return found
 
 

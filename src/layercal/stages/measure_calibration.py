@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -66,18 +67,18 @@ def measure_calibration(
         )
         pair = read.confidence, read.correct, weights, known
         phases[lens] = detect(*pair, tolerance, n_bins[0], cluster)
-    found = {**phases["logit"], "order": order, "tuned": phases["tuned"]}
+    found = replace(phases["logit"], order=order, tuned=phases["tuned"])
     table = pd.concat(tables)
+    table["primary"] = table["order"].eq(order) & table["n_bins"].isin([0, n_bins[0]])
     run.write(metrics, table)
-    run.write(phase, found)
-    headline = {name: found[name] for name in NUMBERS}
+    run.write(phase, found.to_json())
+    headline = {name: getattr(found, name) for name in NUMBERS}
     files.write_atomically(numbers, json.dumps(headline, indent=2) + "\n")
-    files.write_atomically(curves, _curves(table, order, n_bins[0]).to_csv())
-    log.info("%s", found["reason"])
+    files.write_atomically(curves, _curves(table).to_csv())
+    log.info("%s", found.reason)
 
 
-def _curves(table: pd.DataFrame, order: str, n_bins: int) -> pd.DataFrame:
+def _curves(table: pd.DataFrame) -> pd.DataFrame:
     """One row a layer, through the logit lens, over all questions."""
-    shown = table[(table["group"] == "all") & (table["lens"] == "logit")]
-    shown = shown[(shown["order"] == order) & shown["n_bins"].isin([0, n_bins])]
+    shown = results.select(table, CURVES)
     return shown.pivot_table(index="layer", columns="metric", values="value")[[*CURVES]]

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from layercal import files, results
 from layercal.report import explorer
 from layercal.stages import Output, log
+from layercal.steering import steered
 from layercal.steering.tally import CONTROL
 
 
@@ -52,13 +53,7 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
     shown = [table["direction"].iloc[0], CONTROL]
     with safe_open(directions, "np") as fitted:
         fold = fitted.get_tensor("fold")
-    # of the primary direction the fit without a question's own fold; the control, which has no
-    # fits, comes last
-    columns = [fold, np.full_like(fold, -1)]
-    steered = {
-        mode: np.stack([_read(run, shards, mode, column) for column in columns])
-        for mode in table["mode"].unique()
-    }
+    by_mode = {mode: steered.shown(run, shards, mode, fold) for mode in table["mode"].unique()}
     return explorer.pair(
         *name.split("/"),
         run.prompts,
@@ -66,22 +61,5 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
         run.read(metrics),
         run.read(phase),
         table[table["direction"].isin(shown)],
-        steered,
+        by_mode,
     )
-
-
-def _read(run: results.Run, shards, mode: str, column: np.ndarray) -> np.ndarray:
-    """Steered logits (layers, alphas, n, n_options), one column of the shards a question.
-
-    Only the columns that are needed are read; :mod:`layercal.stages.steer_prompts` has their order.
-    """
-    picked, rows = [], []
-    for path in shards:
-        with safe_open(path, "np") as shard:
-            held = shard.get_slice(mode)
-            at = column % held.get_shape()[1]
-            first = at.min()
-            picked.append(held[:, first : at.max() + 1])
-            rows.append(shard.get_tensor("rows"))
-    logits = np.concatenate(picked)[run.order(shards, rows)]
-    return np.moveaxis(logits[np.arange(len(logits)), at - first], 0, -2)

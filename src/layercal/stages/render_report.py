@@ -36,6 +36,7 @@ def render_report(
     neurons: Path,
     sweep: Path,
     summary: Path,
+    figures: list[Path],
     executed: Output,
     html: Output,
 ) -> None:
@@ -43,7 +44,7 @@ def render_report(
     folder = executed.parent
     folder.mkdir(parents=True, exist_ok=True)
     # as seen from where the notebook will lie, so that it can be run again there
-    tables = {
+    paths = {
         "manifest": manifest,
         "rejected": rejected,
         "prompts": prompts,
@@ -56,9 +57,10 @@ def render_report(
         "neurons": neurons,
         "sweep": sweep,
         "summary": summary,
+        "figures": figures[0].parent,
     }
-    parameters = {"model": model, "questions": questions}
-    parameters |= {name: os.path.relpath(path, folder) for name, path in tables.items()}
+    given = {name: os.path.relpath(path, folder) for name, path in paths.items()}
+    parameters = {"model": model, "questions": questions, "files": given}
     done = execute(notebook, folder, parameters)
     strip(done)
     files.write_atomically(executed, nbformat.writes(done))
@@ -87,13 +89,13 @@ class OwnKernel(AsyncKernelManager):
         return "auto" if zmq.has("curve") else "disabled"  # unencrypted, it warns
 
 
-def execute(notebook: Path, folder: Path, parameters: dict[str, str]):
+def execute(notebook: Path, folder: Path, parameters: dict[str, str | dict]):
     """Run a notebook in a folder by this interpreter, without what a user's IPython starts with.
 
     Parameters
     ----------
     notebook, folder : Path
-    parameters : dict of str
+    parameters : dict
 
     Returns
     -------

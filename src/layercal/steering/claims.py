@@ -19,13 +19,15 @@ import numpy as np
 import pandas as pd
 
 from layercal.metrics.paired import MeanChange
+from layercal.metrics.phase import Phase
 from layercal.metrics.resampling import equivalent
 from layercal.steering import dimensions
-from layercal.steering.verdicts import AT_CHANCE, LEVEL, SELECTED, change_in_words, p_in_words
+from layercal.steering.verdicts import AT_CHANCE, CHOSEN, LEVEL, change_in_words, p_in_words
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 NOT_APPLICABLE = "not applicable"
-LOWERS = "it lowers NLL"
+PHASE, LOWERS, LOW_DIMENSIONAL = "phase", "lowers-nll", "low-dimensional"
+BEYOND_CONTROLS, ACCURACY_KEPT = "beyond-controls", "accuracy-kept"
 # what the outcome of the phase's tests says of the claim that there is one
 OF_PHASE = {
     "exists": CONFIRMED,
@@ -57,7 +59,7 @@ class Family:
 
     def level_of(self, claim: str) -> float:
         """Level at which a claim of a branch is tested."""
-        return self.branch_level * (1 if claim == LOWERS else CLAIMS[claim].part)
+        return self.branch_level * (FALL if claim == LOWERS else CLAIMS[claim]).part
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,23 @@ class Claim:
 
     Attributes
     ----------
+    text : str
+        The claim in words.
     part : float
         Share of the branch's level.
     change : str
         Which change it rests on.
     measure : str
         That change in words.
+    unit : str
     decide : function (row, level) -> (outcome, reason)
     """
 
+    text: str
     part: float
     change: str
     measure: str
+    unit: str
     decide: Callable[[dict, float], tuple[str, str]]
 
 
@@ -156,37 +163,50 @@ def _of_nll(change: str) -> Callable[[dict, float], tuple[str, str]]:
     return lambda row, level: three_way(row, change, level)
 
 
+FALL = Claim("it lowers NLL", 1, "nll", "change of NLL", "nats", _of_nll("nll"))
 # a rank has a floor of 1 / (1 + R), so that it gets half of the level
 CLAIMS = {
-    "it does so more than matched random directions": Claim(
+    BEYOND_CONTROLS: Claim(
+        "it does so more than matched random directions",
         1 / 2,
         "beyond_growth_nll",
         "change of NLL beyond the temperature of equal growth",
+        "nats",
         _beyond_controls,
     ),
-    "it leaves accuracy within the margin": Claim(
-        1 / 6, "accuracy", "change of accuracy", _accuracy_kept
+    ACCURACY_KEPT: Claim(
+        "it leaves accuracy within the margin",
+        1 / 6,
+        "accuracy",
+        "change of accuracy",
+        "share of questions",
+        _accuracy_kept,
     ),
-    "its gain is there with the norm's scale frozen": Claim(
-        1 / 6, "frozen_nll", "change of NLL with the norm's scale frozen", _of_nll("frozen_nll")
+    "norm-frozen": Claim(
+        "its gain is there with the norm's scale frozen",
+        1 / 6,
+        "frozen_nll",
+        "change of NLL with the norm's scale frozen",
+        "nats",
+        _of_nll("frozen_nll"),
     ),
-    "it adds to what temperature scaling gains": Claim(
+    "beyond-temperature": Claim(
+        "it adds to what temperature scaling gains",
         1 / 6,
         "beyond_temperature_nll",
         "change of NLL with both sides temperature-scaled",
+        "nats",
         _of_nll("beyond_temperature_nll"),
     ),
 }
-ACCURACY_KEPT = "it leaves accuracy within the margin"
 
 
-def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame, family: Family) -> list[dict]:
+def claims(phase: Phase, rows: Sequence[dict], by_rank: pd.DataFrame, family: Family) -> list[dict]:
     """What a study says of the paper's claims, with the numbers that it rests on.
 
     Parameters
     ----------
-    phase : dict
-        ``phase.json``.
+    phase : Phase
     rows : sequence of dict
         From :func:`layercal.steering.verdicts.summarise`, of all groups, the primary direction
         first.
@@ -197,14 +217,15 @@ def claims(phase: dict, rows: Sequence[dict], by_rank: pd.DataFrame, family: Fam
     Returns
     -------
     list of dict
-        ``claim``, ``outcome`` (``confirmed``, ``refuted``, ``undecided`` or ``not applicable``),
-        ``evidence`` in words, the number that it rests on, ``measure``, ``value`` with ``ci_low``
-        and ``ci_high`` (95 %), ``n`` questions; of steering, ``mode`` and the ``change`` too.
+        ``key`` (what is claimed), ``direction`` and ``mode`` (of steering, else None), ``claim`` in
+        words, ``outcome`` (``confirmed``, ``refuted``, ``undecided`` or ``not applicable``),
+        ``evidence`` in words, the number that it rests on, ``measure``, ``value`` in ``unit`` with
+        ``ci_low`` and ``ci_high`` (95 %), ``n`` questions; of steering, the ``change`` too.
     """
     found = [_phase_claim(phase)]
     for row in settings(rows):
         found += _of_branch(row, family)
-    return [*found, _dimension_claim(by_rank, phase["exists"])]
+    return [*found, _dimension_claim(by_rank, phase.exists)]
 
 
 def settings(rows: Sequence[dict]) -> list[dict]:
@@ -212,43 +233,46 @@ def settings(rows: Sequence[dict]) -> list[dict]:
     found: dict[str, dict] = {}
     for row in rows:
         primary = row["direction"] == rows[0]["direction"] and row["group"] == "all"
-        if primary and (row["mode"] not in found or row["layer"] == SELECTED):
+        if primary and (row["mode"] not in found or row["layer_choice"] == CHOSEN):
             found[row["mode"]] = row
     return list(found.values())
 
 
 def _of_branch(row: dict, family: Family) -> list[dict]:
     """The claims of one mode."""
-    outcome, reason = three_way(row, "nll", family.level_of(LOWERS))
+    outcome, reason = FALL.decide(row, family.level_of(LOWERS))
     if not any(row["alphas"]):  # what was never tried on a scored question is not shown to fail
         outcome, reason = UNDECIDED, "no scale helps on the questions that it is chosen on"
     if row["outcome"] == AT_CHANCE:
         outcome, reason = NOT_APPLICABLE, AT_CHANCE
-    found = [_claimed(row, LOWERS, "nll", "change of NLL", (outcome, reason), row["verdict"])]
-    for text, claim in CLAIMS.items():
+    found = [_claimed(row, LOWERS, FALL, (outcome, reason), row["verdict"])]
+    for key, claim in CLAIMS.items():
         decided = NOT_APPLICABLE, "NLL is not shown to fall"
         if outcome == CONFIRMED:
-            decided = claim.decide(row, family.level_of(text))
+            decided = claim.decide(row, family.level_of(key))
         evidence = f"{claim.measure}: {change_in_words(row, claim.change, '+.4f')}"
-        if claim.change == "beyond_growth_nll":
+        if key == BEYOND_CONTROLS:
             evidence = f"{_ranks(row)}; {evidence}"
-        found.append(_claimed(row, text, claim.change, claim.measure, decided, evidence))
+        found.append(_claimed(row, key, claim, decided, evidence))
     return found
 
 
-def _claimed(row: dict, text: str, change: str, measure: str, decided: tuple, said: str) -> dict:
+def _claimed(row: dict, key: str, claim: Claim, decided: tuple, said: str) -> dict:
     outcome, reason = decided
-    at = "the layer chosen" if row["layer"] == SELECTED else f"layer {row['layer']}"
+    at = "the layer chosen" if row["layer_choice"] == CHOSEN else f"layer {row['layer']}"
     if outcome != NOT_APPLICABLE:
         said = f"{said.rstrip('.')}: {outcome}, {reason}."
-    value, low, high = (row[f"{change}_change{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (row[f"{claim.change}_change{end}"] for end in ("", "_low", "_high"))
     return {
-        "claim": f"{row['direction']}, {row['mode']}: {text}",
+        "key": key,
+        "direction": row["direction"],
         "mode": row["mode"],
-        "change": change,
+        "claim": f"{row['direction']}, {row['mode']}: {claim.text}",
+        "change": claim.change,
         "outcome": outcome,
         "evidence": said,
-        "measure": f"{measure}, steered at {at}",
+        "measure": f"{claim.measure}, steered at {at}",
+        "unit": claim.unit,
         "value": value,
         "ci_low": low,
         "ci_high": high,
@@ -266,16 +290,20 @@ def _ranks(row: dict) -> str:
     )
 
 
-def _phase_claim(phase: dict) -> dict:
+def _phase_claim(phase: Phase) -> dict:
     return {
+        "key": PHASE,
+        "direction": None,
+        "mode": None,
         "claim": "a confidence correction phase exists",
-        "outcome": OF_PHASE[phase["outcome"]],
-        "evidence": phase["reason"],
-        "measure": f"fall of ECE, layer {phase['peak_layer']} to {phase['final_layer']}",
-        "value": phase["correction"],
-        "ci_low": phase["ci_low"],
-        "ci_high": phase["ci_high"],
-        "n": phase["n"],
+        "outcome": OF_PHASE[phase.outcome],
+        "evidence": phase.reason,
+        "measure": f"fall of ECE, layer {phase.peak_layer} to {phase.final_layer}",
+        "unit": "ECE",
+        "value": phase.correction,
+        "ci_low": phase.ci_low,
+        "ci_high": phase.ci_high,
+        "n": phase.n,
     }
 
 
@@ -285,11 +313,15 @@ def _dimension_claim(table: pd.DataFrame, exists: bool) -> dict:
     ends = (float(shift[f"nll_share{end}"]) for end in ("", "_low", "_high"))
     value, low, high = (end if np.isfinite(end) else None for end in ends)  # JSON has no infinity
     return {
+        "key": LOW_DIMENSIONAL,
+        "direction": None,
+        "mode": None,
         "claim": "the correction is low-dimensional",
         "outcome": "see the number" if exists else NOT_APPLICABLE,
         "evidence": dimensions.in_words(table, layer),
         "measure": f"share of the fall of NLL from layer {layer} that one shift, the same for all "
         "questions, brings",
+        "unit": "share",
         "value": value,
         "ci_low": low,
         "ci_high": high,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from layercal.metrics import paired, resampling
+from layercal.metrics import paired, registry, resampling
 from layercal.metrics.readings import Readings
 
 # whose change from a layer to the last is put in: the question's own, the mean over others, or one
@@ -74,7 +74,7 @@ def _nll_shares(by_rank: list[Readings], cluster: np.ndarray) -> list[tuple]:
 
 def _ece_shares(by_rank: list[Readings], weights: np.ndarray, n_bins: int) -> tuple:
     samples = [
-        resampling.ece_sample(one.confidence, one.correct.astype(float), weights, n_bins)
+        registry.ece_sample(one.confidence, one.correct.astype(float), weights, n_bins)
         for one in by_rank
     ]
     at_one = list(resampling.SCALES).index(1)

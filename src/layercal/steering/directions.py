@@ -7,7 +7,7 @@ in ``ESTIMATORS``: one vector for each layer at which it may be added, or one fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -21,9 +21,8 @@ from layercal.metrics import calibration
 from layercal.metrics.phase import decision_layer
 from layercal.model import LensModel
 from layercal.results import Residuals
+from layercal.steering.fitted import CONTROL, ESTIMATOR, Direction
 
-# added to the name of an estimator: the question sets, or parts of one, that it was fitted on
-FROM = " from "
 # relative depths around which update-mean is fitted as a control
 DEPTHS = 0.25, 0.5, 0.75
 
@@ -193,7 +192,7 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def estimators(names: Sequence[str], ranks: Sequence[int]) -> dict[str, Estimator]:
+def estimators(names: Sequence[str], ranks: Sequence[int]) -> dict[Direction, Estimator]:
     """The estimators asked for; ``phase-pca`` stands for one of each rank.
 
     Parameters
@@ -202,23 +201,27 @@ def estimators(names: Sequence[str], ranks: Sequence[int]) -> dict[str, Estimato
         Of ``ESTIMATORS``, or ``phase-pca``.
     ranks : sequence of int
     """
-    found: dict[str, Estimator] = {}
+    found: dict[Direction, Estimator] = {}
     for name in names:
         if name == "phase-pca":
             for rank in ranks:
-                found[f"phase-pca-{rank}"] = _of_rank(rank)
+                label = f"{name}-{rank}"
+                one = Direction(name=label, kind=ESTIMATOR, estimator=name, rank=rank)
+                found[one] = partial(phase_pca, rank=rank)
         else:
-            found[name] = ESTIMATORS[name]
+            found[Direction(name=name, kind=ESTIMATOR, estimator=name)] = ESTIMATORS[name]
     return found
 
 
-def middle_means() -> dict[str, Estimator]:
+def middle_means() -> dict[Direction, Estimator]:
     """Controls: :func:`middle_mean` at each of ``DEPTHS``."""
-    return {f"middle-mean-{depth:g}": partial(middle_mean, depth=depth) for depth in DEPTHS}
-
-
-def _of_rank(rank: int) -> Estimator:
-    return lambda split, layers: phase_pca(split, layers, rank)
+    name = "middle-mean"
+    return {
+        Direction(name=f"{name}-{depth:g}", kind=CONTROL, estimator=name, depth=depth): partial(
+            middle_mean, depth=depth
+        )
+        for depth in DEPTHS
+    }
 
 
 def cross_fit(
@@ -284,13 +287,14 @@ def patched(h: Tensor, differences: Tensor, basis: Tensor, ranks: Sequence[int])
     return torch.stack([h + parts[:, :rank] @ basis[:rank] for rank in ranks], 1)
 
 
-def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: Sequence[int]):
+def describe(
+    direction: Direction, fitted: Tensor, primary: Tensor, split: Split, layers: Sequence[int]
+) -> list[dict]:
     """Describe the fit scored on each fold, over all questions.
 
     Parameters
     ----------
-    name : str
-        Of the estimator.
+    direction : Direction
     fitted, primary : Tensor, shape (K, K, layers or 1, d)
         From :func:`cross_fit`: of this and of the first estimator.
     split : Split
@@ -301,11 +305,12 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
     Returns
     -------
     list of dict
-        One a fold and layer 1 .. L, or one a fold and layer of ``layers`` if the direction or the
-        first estimator's depends on it: ``cosine``, the mean cosine of the direction with the block
-        update into that layer (NaN at layer 0, which no block writes); ``explained_variance``, the
-        mean squared cosine; ``cosine_primary`` with the first estimator's; ``agreement``, the
-        lowest cosine of this fold's direction with another fold's.
+        The fields of the direction; one a fold and layer 1 .. L, or one a fold and layer of
+        ``layers`` if the direction or the first estimator's depends on it: ``cosine``, the mean
+        cosine of the direction with the block update into that layer (NaN at layer 0, which no
+        block writes); ``explained_variance``, the mean squared cosine; ``cosine_primary`` with the
+        first estimator's; ``agreement``, the lowest cosine of this fold's direction with another
+        fold's.
     """
     n_layers = split.residuals.shape[1] - 1
     by_layer = max(fitted.shape[2], primary.shape[2]) > 1
@@ -318,7 +323,7 @@ def describe(name: str, fitted: Tensor, primary: Tensor, split: Split, layers: S
         agreement = (own @ own.T).amin(-1)
         rows += [
             {
-                "name": name,
+                **asdict(direction),
                 "fold": fold,
                 "layer": layer,
                 "cosine": cosines[:, fold].mean().item(),

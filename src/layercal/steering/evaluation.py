@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from layercal.metrics import calibration, resampling
+from layercal.metrics import registry, resampling
 from layercal.metrics.paired import losses, mean_change
 from layercal.metrics.scoring import Scoring
 from layercal.steering import baselines
-from layercal.steering.interventions import READ_LAYER
+from layercal.steering.fitted import Direction
+from layercal.steering.steered import READ_LAYER, Steered
 from layercal.steering.tally import ALL_CONTROLS, CONTROL, Tally, choose
 
 GROWTH_TEMPERATURE = "temperature of equal growth"
+# columns of the matched controls
+FIRST = {"direction": CONTROL, "kind": "matched"}
+ALL = {"direction": ALL_CONTROLS, "kind": "matched"}
 
 
 def select_scale(
@@ -77,56 +81,45 @@ class Sweep(Scoring):
 
     Attributes
     ----------
-    logits : dict of array, shape (n, V, layers, alphas, n_options)
-        One a mode, -inf where a question has no such option. The V directions are, for each
-        variant, the fits for the K outer folds, then the first control, which those with the final
-        norm frozen have not.
-    growth : dict of array, shape (n, K, layers, alphas)
-        One a mode: by what the primary direction grows the scale that the final norm divides by.
+    steered : dict of Steered
+        By mode.
     controls : Tally
         All control directions.
     fold : array of int, shape (n,)
         Of each row; those of one cluster share it.
     norms : array, shape (L + 1,)
         Mean residual norm a layer.
-    variants : sequence of str
+    directions : sequence of Direction
         What was done, the primary direction first.
-    not_in_lens : collection of str
-        Variants that, read at the steered layer, are another variant.
     layers, alphas : sequence
         Settings of the sweep; ``alphas`` holds 0.
-    n_folds : int
     """
 
-    logits: dict[str, np.ndarray]
-    growth: dict[str, np.ndarray]
+    steered: dict[str, Steered]
     controls: Tally
     fold: np.ndarray
     norms: np.ndarray
-    variants: Sequence[str]
-    not_in_lens: Collection[str] = ()
+    directions: Sequence[Direction]
     layers: Sequence[int]
     alphas: Sequence[float]
-    n_folds: int
 
     def __post_init__(self):
         self.none = list(self.alphas).index(0)
 
     @property
     def modes(self) -> list[str]:
-        """Modes of reading, with the final norm live."""
-        return [mode for mode in READ_LAYER if mode in self.logits]
+        """Modes of reading."""
+        return [mode for mode in READ_LAYER if mode in self.steered]
 
-    def done(self, mode: str) -> list[str]:
-        """Variants that are something of their own in a mode."""
-        return [one for one in self.variants if mode != "lens" or one not in self.not_in_lens]
+    def done(self, mode: str) -> list[Direction]:
+        """What is something of its own in a mode: read where it is steered, a turn is no more."""
+        return [one for one in self.directions if (mode, one.intervention) != ("lens", "rotate")]
 
     def take(self, rows: np.ndarray) -> Sweep:
         """Keep only some of the questions; folds stay as they were."""
         return replace(
             self,
-            logits={mode: logits[rows] for mode, logits in self.logits.items()},
-            growth={mode: growth[rows] for mode, growth in self.growth.items()},
+            steered={mode: one.take(rows) for mode, one in self.steered.items()},
             controls=self.controls.take(rows),
             answer=self.answer[rows],
             fold=self.fold[rows],
@@ -134,28 +127,26 @@ class Sweep(Scoring):
             question=None if self.question is None else self.question[rows],
         )
 
-    def steered(self, mode: str, name: str) -> np.ndarray:
+    def by_fold(self, mode: str, direction: Direction, frozen: bool = False) -> np.ndarray:
         """Logits by outer fold; (K, layers, alphas, n, n_options).
 
-        ``[f]`` of a variant was steered by fits that left out fold f and the question's own fold; a
-        control needs no fit, so its readings are the same for every f. The temperature of equal
-        growth divides the unsteered logits by what the primary direction grows the norm's scale.
+        ``[f]`` was steered by fits that left out fold f and the question's own fold.
         """
-        if name == GROWTH_TEMPERATURE:
-            still = self.logits[mode][:, :1, :, [self.none]]
-            picked = still / self.growth[mode][..., None]
-        elif name == CONTROL:
-            place = len(self.variants) * self.n_folds
-            picked = self.logits[mode][:, [place] * self.n_folds]
-        else:
-            start = self.variants.index(name) * self.n_folds
-            picked = self.logits[mode][:, start : start + self.n_folds]
-        return np.moveaxis(picked, 0, -2)
+        read = self.steered[mode].frozen if frozen else self.steered[mode].fitted
+        return np.moveaxis(read[:, self.directions.index(direction)], 0, -2)
 
-    def settings(self, mode: str, name: str, places: Sequence[int]) -> np.ndarray:
-        """Logits of all settings to choose among; (K, settings, n, n_options)."""
-        steered = self.steered(mode, name)[:, list(places)]
-        return steered.reshape(len(steered), -1, *steered.shape[3:])
+    def grown(self, mode: str) -> np.ndarray:
+        """Logits at the temperature of equal growth by outer fold, as :meth:`by_fold`.
+
+        Unsteered, divided by what the primary direction grows the norm's scale.
+        """
+        still = self.steered[mode].fitted[:, 0][:, :1, :, [self.none]]
+        return np.moveaxis(still / self.steered[mode].growth[..., None], 0, -2)
+
+    def settings(self, by_fold: np.ndarray, places: Sequence[int]) -> np.ndarray:
+        """Logits of all settings to choose among, at some layers; (K, settings, n, n_options)."""
+        chosen = by_fold[:, list(places)]
+        return chosen.reshape(len(chosen), -1, *chosen.shape[3:])
 
     def choose(self, logits: np.ndarray, among: np.ndarray | None = None) -> list[int]:
         """Setting chosen for each fold on the other folds, from :meth:`settings`."""
@@ -182,12 +173,16 @@ class Sweep(Scoring):
 
     def unsteered(self, mode: str, place: int) -> np.ndarray:
         """Logits at a layer without steering; (n, n_options)."""
-        return self.logits[mode][:, 0, place, self.none]
+        return self.steered[mode].fitted[:, 0, 0, place, self.none]
 
-    def held_out(self, mode: str, name: str) -> np.ndarray:
+    def held_out(self, mode: str, direction: Direction) -> np.ndarray:
         """Logits of each question under the fit without its fold; (layers, alphas, n, options)."""
-        steered = self.steered(mode, name)
-        return np.moveaxis(steered[self.fold, :, :, np.arange(len(self.fold))], 0, -2)
+        by_fold = self.by_fold(mode, direction)
+        return np.moveaxis(by_fold[self.fold, :, :, np.arange(len(self.fold))], 0, -2)
+
+    def under_control(self, mode: str) -> np.ndarray:
+        """Logits of each question under the first control; (layers, alphas, n, n_options)."""
+        return np.moveaxis(self.steered[mode].controls[:, 0], 0, -2)
 
 
 def dose_response(sweep: Sweep) -> pd.DataFrame:
@@ -200,26 +195,34 @@ def dose_response(sweep: Sweep) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``direction``, ``layer``, ``alpha``, ``eta`` (alpha times the mean residual norm), ``mode``,
-        ``position``, ``fold`` ("held-out": each question under the fit without its fold),
-        ``metric``, ``value``, ``ci_low``, ``ci_high`` (NaN for MCE), ``n``. The first control,
-        ``CONTROL``, has no interval; the rows ``ALL_CONTROLS`` hold the mean of all controls and,
-        as ``ci_low`` and ``ci_high``, the range of the middle 95 % of them.
+        ``direction`` and the other fields of :class:`Direction`, ``layer``, ``alpha``, ``eta``
+        (alpha times the mean residual norm), ``mode``, ``position``, ``fold`` ("held-out": each
+        question under the fit without its fold), ``metric``, ``value``, ``ci_low``, ``ci_high``
+        (NaN for MCE), ``n``. The first control, ``CONTROL``, has no interval; the rows
+        ``ALL_CONTROLS`` hold the mean of all controls and, as ``ci_low`` and ``ci_high``, the range
+        of the middle 95 % of them.
     """
     rows = []
     for mode in sweep.modes:
-        for name in [*sweep.done(mode), CONTROL]:
-            held_out = sweep.held_out(mode, name)
-            for place, index in np.ndindex(len(sweep.layers), len(sweep.alphas)):
-                measured = _measure(sweep, held_out[place, index], name != CONTROL)
-                rows += [{**_setting(sweep, mode, name, place, index), **one} for one in measured]
+        for direction in sweep.done(mode):
+            rows += _curve(sweep, mode, direction.columns(), sweep.held_out(mode, direction))
+        rows += _curve(sweep, mode, FIRST, sweep.under_control(mode), with_interval=False)
         rows += _of_controls(sweep, mode)
     return pd.DataFrame(rows).assign(n=sweep.n_questions)
 
 
-def _setting(sweep: Sweep, mode: str, name: str, place: int, index: int) -> dict:
+def _curve(
+    sweep: Sweep, mode: str, columns: dict, held_out: np.ndarray, with_interval: bool = True
+) -> Iterator[dict]:
+    """Metrics of logits (layers, alphas, n, n_options)."""
+    for place, index in np.ndindex(held_out.shape[:2]):
+        setting = columns | _setting(sweep, mode, place, index)
+        for measured in _measure(sweep, held_out[place, index], with_interval):
+            yield setting | measured
+
+
+def _setting(sweep: Sweep, mode: str, place: int, index: int) -> dict:
     return {
-        "direction": name,
         "layer": sweep.layers[place],
         "alpha": sweep.alphas[index],
         "eta": sweep.alphas[index] * sweep.norms[sweep.layers[place]],
@@ -234,7 +237,8 @@ def _of_controls(sweep: Sweep, mode: str) -> Iterator[dict]:
         low, high = np.quantile(values, [0.025, 0.975], axis=1)
         for place, index in np.ndindex(low.shape):
             yield {
-                **_setting(sweep, mode, ALL_CONTROLS, place, index),
+                **ALL,
+                **_setting(sweep, mode, place, index),
                 "metric": metric,
                 "value": float(values[place, :, index].mean()),
                 "ci_low": float(low[place, index]),
@@ -244,25 +248,22 @@ def _of_controls(sweep: Sweep, mode: str) -> Iterator[dict]:
 
 def _measure(sweep: Sweep, logits: np.ndarray, with_interval: bool) -> list[dict]:
     confidence, correct = sweep.read(logits)
-    values = {
-        "ece": float(calibration.ece(confidence, correct, sweep.n_bins)),
-        "mce": float(calibration.mce(confidence, correct, sweep.n_bins)),
-        **{name: float(one.mean()) for name, one in sweep.means(confidence, correct).items()},
+    weights = sweep.weights if with_interval else None
+    none = np.nan, np.nan
+    found = {
+        name: entry.value(confidence, correct, weights, sweep.n_bins)
+        for name, entry in registry.BINNED.items()
+        if entry.dose
     }
-    bounds = dict.fromkeys(values, (np.nan, np.nan))
-    if with_interval:
-        # unfiltered, MCE has no honest interval
-        sample = sweep.ece_sample(confidence, correct)
-        bounds["ece"] = resampling.error_interval(sample)
-        for metric, one in sweep.means(confidence, correct).items():
-            bounds[metric] = resampling.interval(values[metric], sweep.resampled_mean(one))
-    bounds = {name: (max(low, 0.0), min(high, 1.0)) for name, (low, high) in bounds.items()}
+    for name, one in sweep.means(confidence, correct).items():
+        value = float(one.mean())
+        ends = resampling.interval(value, sweep.resampled_mean(one)) if with_interval else none
+        found[name] = value, *ends
+    found = {name: (value, max(a, 0.0), min(b, 1.0)) for name, (value, a, b) in found.items()}
     for name, one in losses(logits, sweep.answer).items():
-        values[name] = float(one.mean())
-        bounds[name] = (np.nan, np.nan)
-        if with_interval:
-            bounds[name] = mean_change(one, sweep.cluster).interval()
+        ends = mean_change(one, sweep.cluster).interval() if with_interval else none
+        found[name] = float(one.mean()), *ends
     return [
-        {"metric": name, "value": value, "ci_low": bounds[name][0], "ci_high": bounds[name][1]}
-        for name, value in values.items()
+        {"metric": name, "value": value, "ci_low": low, "ci_high": high}
+        for name, (value, low, high) in found.items()
     ]

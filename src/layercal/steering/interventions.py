@@ -10,21 +10,13 @@ with the final norm live, and with its scale frozen at that of the unsteered str
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from layercal.model import LensModel, Prefix
-
-READ_LAYER = {
-    "lens": lambda layer, final: layer,
-    "through-network": lambda layer, final: final,
-    "all-positions": lambda layer, final: final,
-}
-# added to a mode: read with the scale of the final norm frozen; how far the primary direction grows
-# that scale; read under the controls
-FROZEN, GROWTH, CONTROLS = "-frozen", "-growth", "-controls"
+from layercal.steering.fitted import Fitted, Variant
+from layercal.steering.steered import READ_LAYER, Steered
 
 
 def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
@@ -74,46 +66,6 @@ INTERVENTIONS: dict[str, Callable] = {
     "rotate": rotate,
     "rescale": rescale,
 }
-
-
-@dataclass
-class Variant:
-    """A direction, or subspace, and what is done with it.
-
-    Attributes
-    ----------
-    name : str
-        Of the direction; with the intervention, if that is not ``add``.
-    intervention : str
-        Of ``INTERVENTIONS``.
-    fits : Tensor, shape (K, K, layers or 1, r, d)
-        ``[f, g]`` did not see the folds f and g.
-    """
-
-    name: str
-    intervention: str
-    fits: Tensor
-
-    def basis(self, own: int, place: int) -> Tensor:
-        """Fits for the K outer folds that did not see a question's own fold; (K, r, d)."""
-        return self.fits[:, own, place if self.fits.shape[2] > 1 else 0]
-
-
-def variants(fitted: dict[str, Tensor]) -> list[Variant]:
-    """Everything that is done: each direction is added; the first one's controls; the subspace.
-
-    Parameters
-    ----------
-    fitted : dict of Tensor
-        ``directions.safetensors``: ``direction/<number>/<name>`` (K, K, layers or 1, d), the first
-        one primary; ``subspace`` (K, K, 1, r, d).
-    """
-    directions = sorted(key for key in fitted if key.startswith("direction/"))
-    found = [Variant(key.split("/", 2)[2], "add", fitted[key].unsqueeze(3)) for key in directions]
-    primary = found[0]
-    for how in ("subtract", "rotate", "rescale"):
-        found.append(Variant(f"{primary.name} ({how})", how, primary.fits))
-    return [*found, Variant("phase-subspace (rescale)", "rescale", fitted["subspace"])]
 
 
 @torch.inference_mode()
@@ -209,7 +161,7 @@ def changes(
     """
     eta = norms[:, own, None] * alphas
     for one in steered:
-        moved = INTERVENTIONS[one.intervention](h, one.basis(own, place), eta, alphas)
+        moved = INTERVENTIONS[one.direction.intervention](h, one.basis(own, place), eta, alphas)
         yield moved.flatten(-3, -2)
     for some in controls.split(len(norms)):
         yield add(h, some[:, None], eta[own].expand(len(some), -1), alphas).flatten(-3, -2)
@@ -220,12 +172,12 @@ def sweep_prompt(
     model: LensModel,
     prefix: Prefix,
     option_ids: Tensor,
-    fitted: dict[str, Tensor],
+    fitted: Fitted,
     own: int,
     alphas: Sequence[float],
     modes: Sequence[str],
     chunk: int = 512,
-) -> dict[str, Tensor]:
+) -> dict[str, Steered]:
     """Sweep one prompt over variants, controls, layers and scales.
 
     The residuals of the prefix are what the sweep starts from and what scale 0 reads, so that they
@@ -238,9 +190,7 @@ def sweep_prompt(
     prefix : Prefix
         The prompt, run once.
     option_ids : Tensor, shape (n_options,)
-    fitted : dict of Tensor
-        ``directions.safetensors``: as :func:`variants` reads it, with ``controls`` (layers, R, d),
-        ``norms`` (K, K, L + 1) and ``layers``.
+    fitted : Fitted
     own : int
         The question's fold.
     alphas : sequence of float
@@ -250,28 +200,17 @@ def sweep_prompt(
 
     Returns
     -------
-    dict of Tensor
-        For each mode the logits of the K fits of each variant, (V, layers, alphas, n_options); with
-        the norm's scale frozen (``FROZEN``); of the controls (``CONTROLS``), (R, layers, alphas,
-        n_options); and by what the K fits of the primary direction grow that scale (``GROWTH``),
-        (K, layers, alphas).
+    dict of Steered
+        By mode.
     """
-    steered, scales = variants(fitted), torch.tensor(alphas)
-    n_fits = len(fitted["norms"])
-    n_fitted = len(steered) * n_fits
-    layers, moved = fitted["layers"].tolist(), scales != 0
+    variants, scales = fitted.variants(), torch.tensor(alphas)
+    layers, moved = list(fitted.layers), scales != 0
     if "all-positions" in modes:
         streams = model.streams(prefix.input_ids[0], layers)
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[tuple[Tensor, ...]]] = {mode: [] for mode in modes}
     for place, layer in enumerate(layers):
-        rest = (
-            steered,
-            fitted["controls"][place],
-            fitted["norms"][:, :, layer],
-            scales[moved],
-            own,
-            place,
-        )
+        norms = fitted.norms[:, :, layer]
+        rest = (variants, fitted.controls[place], norms, scales[moved], own, place)
         at_answer = torch.cat(list(changes(prefix.residuals[layer].float().cpu(), *rest)))
         for mode in modes:
             parts = [at_answer]
@@ -280,21 +219,26 @@ def sweep_prompt(
                 parts = (some.movedim(1, 0) for some in everywhere)
             ends = [final_residuals(model, prefix, layer, one, mode, chunk) for one in parts]
             unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)].float().cpu()
-            read = _read(model, torch.cat(ends), unsteered, option_ids, moved)
-            live, frozen, growth = read
-            for name, one in {
-                mode: live[:n_fitted],
-                mode + FROZEN: frozen[:n_fitted],
-                mode + CONTROLS: live[n_fitted:],
-                mode + GROWTH: growth[:n_fits],
-            }.items():
-                found.setdefault(name, []).append(one)
-    return {name: torch.stack(by_layer, 1) for name, by_layer in found.items()}
+            found[mode].append(_read(model, torch.cat(ends), unsteered, option_ids, moved))
+    grid = len(variants), len(fitted.norms)
+    return {mode: _named(by_layer, *grid) for mode, by_layer in found.items()}
+
+
+def _named(by_layer: Sequence[tuple[Tensor, ...]], n_variants: int, n_fits: int) -> Steered:
+    """Readings by layer, in the order of :func:`changes`, as what they are."""
+    live, frozen, growth = (torch.stack(one, 1) for one in zip(*by_layer, strict=True))
+    n_fitted, grid = n_variants * n_fits, (n_variants, n_fits)
+    return Steered(
+        fitted=live[:n_fitted].unflatten(0, grid),
+        frozen=frozen[:n_fitted].unflatten(0, grid),
+        controls=live[n_fitted:],
+        growth=growth[:n_fits],
+    )
 
 
 @torch.inference_mode()
 def _read(model: LensModel, ends: Tensor, unsteered: Tensor, option_ids: Tensor, moved: Tensor):
-    """Read all settings of a layer; each (directions, alphas, ...).
+    """Live and frozen logits, and growth, at all settings of a layer; (directions, alphas, ...).
 
     ``ends`` (settings + 1, d): at the scales that move, last where nothing was changed. All
     settings of scale 0 are one and the same.
@@ -313,4 +257,4 @@ def _read(model: LensModel, ends: Tensor, unsteered: Tensor, option_ids: Tensor,
         every = at_zero.expand(n_directions, len(moved), *at_zero.shape).clone()
         every[:, moved] = one.reshape(n_directions, -1, *at_zero.shape)
         found.append(every)
-    return found
+    return tuple(found)

@@ -7,35 +7,22 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from layercal.metrics import accuracy, paired, readings, resampling
+from layercal.metrics.readings import Group
 from layercal.steering import baselines
-from layercal.steering.directions import FROM
 from layercal.steering.evaluation import GROWTH_TEMPERATURE, Sweep
-from layercal.steering.interventions import FROZEN, READ_LAYER
+from layercal.steering.fitted import BASELINE, Direction
+from layercal.steering.steered import READ_LAYER
 from layercal.steering.tally import rank_p
 
-# a layer that is chosen with the scale, on the same questions
-SELECTED = "selected"
+# a layer that is named beforehand, or chosen with the scale, on the same questions (then each fold
+# has its own)
+FIXED, CHOSEN, SELECTED = "fixed", "chosen", "selected"
 LEVEL = 0.05  # of p-values after Holm's correction
 AT_CHANCE = "at chance, nothing is claimed"
-BASELINES = (*baselines.BASELINES, GROWTH_TEMPERATURE)
-
-
-def kind(name: str, estimators: Sequence[str]) -> str:
-    """Whether a direction is an estimator, a transfer, a control or a baseline.
-
-    Only estimators are candidates for a claim. Each kind is a family of its own in Holm's
-    correction of the table.
-    """
-    if name in BASELINES:
-        return "baseline"
-    if FROM in name:
-        return "transfer"
-    return "estimator" if name in estimators else "control"
 
 
 def summarise(
-    parts: dict[str, tuple[Sweep, bool]],
-    estimators: Sequence[str],
+    parts: dict[Group, tuple[Sweep, bool]],
     nll_margin: float = 0.01,
     accuracy_level: float = 0.95,
     pairs: int = 1,
@@ -47,8 +34,6 @@ def summarise(
     parts : dict of (Sweep, bool)
         All questions, and each language where there are several, with whether the model's final
         accuracy lies above chance there; if not, nothing is claimed.
-    estimators : sequence of str
-        Variants that a claim may rest on; the others are controls.
     nll_margin : float
         Changes of NLL within it are none, in nats.
     accuracy_level : float
@@ -59,13 +44,15 @@ def summarise(
     Returns
     -------
     list of dict
-        NLL, Brier, ECE, MCE and accuracy before and after, changes with paired 95 % intervals; the
-        p-value of the change of NLL, which decides the outcome, and the same adjusted for all rows
-        of the kind (Holm) and all pairs (Bonferroni); the null floor and the interval of ECE
-        before; the scales chosen and whether one lies at the edge of the grid; rank and range of
-        the matched controls under the same selection rule; what is left with the norm frozen,
-        beyond temperature scaling and beyond the temperature of the primary direction's growth, and
-        as shares of the gain with 95 % intervals; the outcome and a verdict in words.
+        The fields of the group and of the direction, or ``direction`` and ``kind`` of a baseline;
+        ``layer`` and ``layer_choice`` (``fixed``, or ``chosen`` with the scale); NLL, Brier, ECE,
+        MCE and accuracy before and after, changes with paired 95 % intervals; the p-value of the
+        change of NLL, which decides the outcome, and the same adjusted for all rows of the kind
+        (Holm) and all pairs (Bonferroni); the null floor and the interval of ECE before; the scales
+        chosen and whether one lies at the edge of the grid; rank and range of the matched controls
+        under the same selection rule; what is left with the norm frozen, beyond temperature scaling
+        and beyond the temperature of the primary direction's growth, and as shares of the gain with
+        95 % intervals; the outcome and a verdict in words.
         Through the network, one row more leaves the layer, too, to the choice; baselines
         recalibrate the logits that are read.
     """
@@ -73,11 +60,11 @@ def summarise(
     for group, (sweep, _) in parts.items():
         for mode in sweep.modes:
             for row in (*_steered_rows(sweep, mode, accuracy_level), *_baseline_rows(sweep, mode)):
-                named = {"group": group, "kind": kind(row["direction"], estimators)}
-                rows.append(row | named | {"nll_margin": nll_margin})
+                rows.append({**group.columns(), **row, "nll_margin": nll_margin})
     _adjust(rows, pairs)
+    known = {str(group): above for group, (_, above) in parts.items()}
     for row in rows:
-        row["outcome"] = _outcome(row, above_chance=parts[row["group"]][1])
+        row["outcome"] = _outcome(row, above_chance=known[row["group"]])
         row["verdict"] = _verdict(row)
     return rows
 
@@ -133,29 +120,31 @@ def _steered_rows(sweep: Sweep, mode: str, accuracy_level: float) -> Iterator[di
     """Each variant at each layer, beside the controls there."""
     for places in _places(sweep, mode):
         of_controls = sweep.controls.changes(mode, places)
-        logits = sweep.settings(mode, GROWTH_TEMPERATURE, places)
+        logits = sweep.settings(sweep.grown(mode), places)
         grown = sweep.scored(logits, sweep.choose(logits))
-        for name in sweep.done(mode):
-            row = _steered_row(sweep, mode, name, places, grown, accuracy_level)
+        for direction in sweep.done(mode):
+            row = _steered_row(sweep, mode, direction, places, grown, accuracy_level)
             yield row | against_controls(row, of_controls)
 
 
 def _steered_row(
     sweep: Sweep,
     mode: str,
-    name: str,
+    direction: Direction,
     places: Sequence[int],
     grown: np.ndarray,
     accuracy_level: float,
 ) -> dict:
-    logits = sweep.settings(mode, name, places)
+    logits = sweep.settings(sweep.by_fold(mode, direction), places)
+    frozen = sweep.settings(sweep.by_fold(mode, direction, frozen=True), places)
     chosen = sweep.choose(logits)
     before, after = sweep.unsteered(mode, places[0]), sweep.scored(logits, chosen)
     low, high = sweep.accuracy_interval(before, after, accuracy_level)
     head = {
-        "direction": name,
+        **direction.columns(),
         "mode": mode,
         "layer": sweep.layers[places[0]] if len(places) == 1 else SELECTED,
+        "layer_choice": FIXED if len(places) == 1 else CHOSEN,
         "read_at": READ_LAYER[mode](sweep.layers[places[0]], len(sweep.norms) - 1),
         **_choices(sweep, places, chosen),
     }
@@ -163,7 +152,7 @@ def _steered_row(
     found |= {"accuracy_claim_low": low, "accuracy_claim_high": high}
     start = int(np.flatnonzero(np.tile(sweep.alphas, len(places)) == 0)[0])
     pairs = {
-        "frozen": (before, sweep.scored(sweep.settings(mode + FROZEN, name, places), chosen)),
+        "frozen": (before, sweep.scored(frozen, chosen)),
         "beyond_temperature": (
             sweep.tempered(logits, [start] * len(chosen)),
             sweep.tempered(logits, chosen),
@@ -219,13 +208,14 @@ def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
     *_, everywhere = _places(sweep, mode)
     for place in _read_places(sweep, mode):
         layer = READ_LAYER[mode](sweep.layers[place], len(sweep.norms) - 1)
-        head = {"mode": mode, "layer": layer, "read_at": layer, "alphas": [], "at_edge": False}
+        head = {"kind": BASELINE, "mode": mode, "layer": layer, "layer_choice": FIXED}
+        head |= {"read_at": layer, "alphas": [], "at_edge": False}
         before = sweep.unsteered(mode, place)
         for name, baseline in baselines.BASELINES.items():
             after = baselines.cross_apply(baseline, before, sweep.answer, sweep.fold)
             yield {"direction": name, **head, **sweep.changes(before, after)}
         places = [place] if mode == "lens" else everywhere
-        logits = sweep.settings(mode, GROWTH_TEMPERATURE, places)
+        logits = sweep.settings(sweep.grown(mode), places)
         chosen = sweep.choose(logits)
         after = sweep.scored(logits, chosen)
         head |= {"direction": GROWTH_TEMPERATURE, **_choices(sweep, places, chosen)}
@@ -243,7 +233,7 @@ def _outcome(found: dict, above_chance: bool) -> str:
         return "no change" if resampling.equivalent(*ends, found["nll_margin"]) else "undecided"
     if found["nll_change"] > 0:
         return "raised"
-    if found["kind"] == "baseline":
+    if found["kind"] == BASELINE:
         return "lowered"
     # controls that are all alike rank a direction by what may be chance in the questions
     shown = found["controls_nll_p"] <= LEVEL and found["beyond_growth_nll_change_high"] < 0
@@ -263,7 +253,7 @@ def change_in_words(found: dict, name: str, form: str = "+.3f") -> str:
 
 def _where(found: dict) -> str:
     layer = f"layer {found['layer']}"
-    if found["layer"] == SELECTED:
+    if found["layer_choice"] == CHOSEN:
         names = ", ".join(map(str, sorted(set(found["layers"]))))
         layer = f"the layer chosen with the scale ({names})"
     return f"{found['direction']} at {layer}, {found['mode']} (read at layer {found['read_at']})"
@@ -326,7 +316,9 @@ def _share_in_words(found: dict, name: str) -> str | None:
     return f"{value:.0%} ({low:.0%} to {high:.0%}) of the gain is left {SHARES[name]}"
 
 
-def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str]) -> list[dict]:
+def transfer(
+    sweep: Sweep, groups: dict[Group, np.ndarray], sources: dict[Direction, Group]
+) -> list[dict]:
     """Score what was fitted on one group of the questions on each of the groups.
 
     Direction and scale both come from the source: the scale is chosen on its questions outside the
@@ -337,26 +329,28 @@ def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str
     ----------
     sweep : Sweep
     groups : dict of array of bool, shape (n,)
-    sources : dict of str
-        Variant -> the group that it was fitted on.
+    sources : dict of Group
+        Direction -> the group that it was fitted on.
 
     Returns
     -------
     list of dict
-        ``fitted_on``, ``scored_on``, ``mode``, ``layer``, ``n``, scores before and after, changes
-        with paired 95 % intervals, rank among the matched controls. No row is part of a family of
-        tests: they describe.
+        ``fitted_on`` and ``scored_on``, with their names alone as ``source`` and ``target``;
+        ``mode``, ``layer``, ``n``, scores before and after, changes with paired 95 % intervals,
+        rank among the matched controls. No row is part of a family of tests: they describe.
     """
     parts = {target: sweep.take(inside) for target, inside in groups.items()}
     rows = []
     for mode in sweep.modes:
         for place, layer in enumerate(sweep.layers):
             before = sweep.unsteered(mode, place)
-            for name, source in sources.items():
-                logits = sweep.settings(mode, name, [place])
+            for direction, source in sources.items():
+                logits = sweep.settings(sweep.by_fold(mode, direction), [place])
                 after = sweep.scored(logits, sweep.choose(logits, among=groups[source]))
                 for target, inside in groups.items():
-                    head = {"fitted_on": source, "scored_on": target, "mode": mode, "layer": layer}
+                    head = {"fitted_on": str(source), "source": source.name}
+                    head |= {"scored_on": str(target), "target": target.name}
+                    head |= {"mode": mode, "layer": layer}
                     found = parts[target].changes(before[inside], after[inside])
                     learnt = parts[source].controls
                     of_controls = parts[target].controls.changes(mode, [place], learnt)
@@ -364,28 +358,26 @@ def transfer(sweep: Sweep, groups: dict[str, np.ndarray], sources: dict[str, str
     return rows
 
 
-def reliability(sweep: Sweep, name: str, n_bins: int) -> list[dict]:
-    """Bins of a reliability diagram, unsteered and steered by a direction.
+def reliability(sweep: Sweep, n_bins: int) -> list[dict]:
+    """Bins of a reliability diagram, unsteered and steered by the primary direction.
 
     Parameters
     ----------
     sweep : Sweep
-    name : str
-        Of the direction; it is added at the first layer of the sweep, the peak, where it is read
-        at the steered layer, else at the layer chosen with the scale.
+        The direction is added at its first layer, the peak, where it is read at the steered layer,
+        else at the layer chosen with the scale.
     n_bins : int
 
     Returns
     -------
     list of dict
         ``mode``, ``steered`` and the columns of :func:`layercal.metrics.readings.reliability`;
-        scales as
-        in :func:`summarise`.
+        scales as in :func:`summarise`.
     """
     rows = []
     for mode in sweep.modes:
         *_, places = [[0]] if mode == "lens" else _places(sweep, mode)
-        logits = sweep.settings(mode, name, places)
+        logits = sweep.settings(sweep.by_fold(mode, sweep.directions[0]), places)
         after = sweep.scored(logits, sweep.choose(logits))
         for steered, read in ((False, sweep.unsteered(mode, places[0])), (True, after)):
             table = readings.reliability(*sweep.read(read), n_bins)

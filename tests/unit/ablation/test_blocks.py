@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from families import BATCHED, blocks_of, tiny
+from families import BATCHED, blocks_of, recorded, tiny
 
 from layercal import InputError, model
-from layercal.ablation import blocks, neurons
-from layercal.model import extract, recording
+from layercal.ablation import blocks
+from layercal.model import extract
 
 PROMPTS = [[5, 9, 2, 77, 31, 8], [1, 2, 3], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69]]
 ATTENTIONS = ["self_attn", "self_attention", "attn", "attention"]
@@ -64,6 +64,23 @@ def naive_written(causal, family, ids):
     return torch.stack(seen).reshape(-1, 2, 32)
 
 
+def naive_neurons(causal, projection, ids):
+    """What goes into the last block's second half, in one plain pass, at the last token."""
+    seen = []
+    handle = projection.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].reshape(len(ids), -1)[-1].clone())
+    )
+    with torch.no_grad():
+        causal(torch.tensor([ids]))
+    handle.remove()
+    return seen[0]
+
+
+def written(read, ids):
+    """What is recorded of one prompt; (L, 2, d)."""
+    return recorded(read, torch.tensor([ids]))[1]["written"][0]
+
+
 def close(found, expected, tolerance=1e-4):
     """Equal relative to the scale of what is expected."""
     scale = expected.abs().max().item()
@@ -77,10 +94,9 @@ def test_ablations_equal_full_passes_in_every_family(family, ids):
     read = model.LensModel(causal)
     assert [[p.attention, p.mlp] for p in read.parts] == writers(causal, family)
     prefix = read.prefix(torch.tensor(ids))
-    own = recording.written(read, prefix)
+    own = written(read, ids)
     close(own, naive_written(causal, family, ids))
-    others = [read.prefix(torch.tensor(other)) for other in PROMPTS]
-    means = torch.stack([recording.written(read, other) for other in others]).mean(0)
+    means = torch.stack([written(read, other) for other in PROMPTS]).mean(0)
     assert (read.pass_of(prefix) == read.masked_pass) == (
         family not in BATCHED and prefix.in_window
     )
@@ -110,7 +126,6 @@ def test_rows_of_a_batch_give_the_same_numbers_however_they_are_split(family):
     for rows in (1, 3, 10):
         read.pass_of = lambda prefix, rows=rows: partial(read.batched_pass, rows=rows)
         close(blocks.without_parts(read, prefix, 1, means), expected)
-        close(recording.written(read, prefix, 2), recording.written(read, prefix)[1:])
 
 
 def test_parts_are_the_same_in_bfloat16(family):
@@ -128,7 +143,8 @@ def test_block_without_an_attention_is_one_clear_error():
     read = model.LensModel(causal)
     prefix = read.prefix(torch.tensor([1, 2, 3]))
     with pytest.raises(InputError, match="LlamaDecoderLayer: expected one attention and an MLP"):
-        recording.written(read, prefix)
+        blocks.without_parts(read, prefix, 1, torch.zeros(5, 2, 32))
+    assert not recorded(read, torch.tensor([[1, 2, 3]]))[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -145,7 +161,7 @@ def test_blocks_and_means_that_do_not_fit_are_one_clear_error():
     prefix = read.prefix(torch.tensor([1, 2, 3]))
     for lowest in (0, 6):
         with pytest.raises(InputError, match="expected a block from 1 to 5"):
-            recording.written(read, prefix, lowest)
+            blocks.without_parts(read, prefix, lowest, torch.zeros(5, 2, 32))
     with pytest.raises(InputError, match=r"expected shape \(2, 2, 32\) for blocks 4 to 5"):
         blocks.without_parts(read, prefix, 4, torch.zeros(5, 2, 32))
 
@@ -153,12 +169,12 @@ def test_blocks_and_means_that_do_not_fit_are_one_clear_error():
 def test_hooks_are_gone_after_a_run_that_fails(monkeypatch):
     read = model.LensModel(tiny("llama"))
     prefix = read.prefix(torch.tensor([1, 2, 3]))
-    means = recording.written(read, prefix)
+    means = written(read, [1, 2, 3])
     monkeypatch.setattr(read, "_decode", lambda *args, **inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         blocks.without_parts(read, prefix, 1, means + 1)
     monkeypatch.undo()
-    close(recording.written(read, prefix), means, 1e-6)
+    close(written(read, [1, 2, 3]), means, 1e-6)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in read.model.modules())
 
 
@@ -168,18 +184,17 @@ def test_extraction_records_what_single_prompts_write(family):
     read = model.LensModel(causal)
     found = extract.read(read, PROMPTS, batch_tokens=12)
     try:
-        expected = [recording.written(read, read.prefix(torch.tensor(ids))) for ids in PROMPTS]
+        projection = read.parts[-1].projection
     except InputError:
         assert set(found) == {"rows", "residuals"}
         return
-    torch.testing.assert_close(found["written"].float(), sum(expected), atol=1e-3, rtol=1e-3)
-    if read.parts[-1].projection is None:
+    expected = sum(naive_written(causal, family, ids) for ids in PROMPTS)
+    torch.testing.assert_close(found["written"].float(), expected, atol=1e-3, rtol=1e-3)
+    if projection is None:
         assert "neurons" not in found
         return
-    last = neurons.find_neurons(read)
-    for row, ids in enumerate(PROMPTS):
-        _, active = neurons.activations(read, last, torch.tensor([ids]))
-        torch.testing.assert_close(found["neurons"][row], active[0], atol=1e-3, rtol=1e-3)
+    active = torch.stack([naive_neurons(causal, projection, ids) for ids in PROMPTS])
+    torch.testing.assert_close(found["neurons"], active, atol=1e-3, rtol=1e-3)
 
 
 def test_parts_are_told_beside_a_stream_that_is_all_rounding():

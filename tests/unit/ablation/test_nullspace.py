@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from families import blocks_of, tiny
+from families import blocks_of, recorded, tiny
 
 from layercal import InputError, model
 from layercal.ablation import neurons, nullspace
@@ -174,6 +174,12 @@ def output_layer(causal, family):
     return next(modules[path] for path in OUTPUTS if path in modules)
 
 
+def activations(read, ids, mask=None):
+    """``h[L]`` and the last block's neurons, as extraction records them."""
+    h, given = recorded(read, ids, mask)
+    return h, given["neurons"]
+
+
 def naive_activations(causal, family, ids):
     seen = []
     handle = output_layer(causal, family).register_forward_pre_hook(
@@ -209,7 +215,7 @@ def test_mean_ablation_equals_full_passes_in_every_family(family):
         return
     found = neurons.find_neurons(read)
     assert found.projection is output_layer(causal, family)
-    runs = [neurons.activations(read, found, torch.tensor([ids])) for ids in PROMPTS]
+    runs = [activations(read, torch.tensor([ids])) for ids in PROMPTS]
     h, active = (torch.cat(parts) for parts in zip(*runs, strict=True))
     for row, ids in enumerate(PROMPTS):
         close(active[row], naive_activations(causal, family, ids))
@@ -230,12 +236,11 @@ def test_mean_ablation_equals_full_passes_in_every_family(family):
 def test_activations_of_a_padded_batch_equal_those_of_each_prompt(side):
     for family in ("llama", "opt"):
         read = model.LensModel(tiny(family))
-        found = neurons.find_neurons(read)
         ids, mask = torch.zeros(3, 10, dtype=int), torch.zeros(3, 10, dtype=int)
         for row, prompt in enumerate(PROMPTS):
             where = slice(10 - len(prompt), None) if side == "left" else slice(len(prompt))
             ids[row, where], mask[row, where] = torch.tensor(prompt), 1
-        h, active = neurons.activations(read, found, ids, mask)
+        h, active = activations(read, ids, mask)
         close(h, read.residuals(ids, mask)[:, -1])
         for row, prompt in enumerate(PROMPTS):
             close(active[row], naive_activations(read.model, family, prompt))
@@ -244,7 +249,7 @@ def test_activations_of_a_padded_batch_equal_those_of_each_prompt(side):
 def test_each_question_may_have_its_own_mean():
     read = model.LensModel(tiny("gemma2"))
     found = neurons.find_neurons(read)
-    h, active = neurons.activations(read, found, torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    h, active = activations(read, torch.tensor([[1, 2, 3], [4, 5, 6]]))
     means = torch.stack([active[1], active[0]])
     groups = [[5], [6], [5, 6]]
     together = list(neurons.without_neurons(found, h, active, means, groups))
@@ -260,7 +265,7 @@ def test_what_is_kept_of_a_group_is_its_own_residuals_alone():
     """A reading of one group must not hold the memory of others, of which there may be hundreds."""
     read = model.LensModel(tiny("llama"))
     found = neurons.find_neurons(read)
-    h, active = neurons.activations(read, found, torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    h, active = activations(read, torch.tensor([[1, 2, 3], [4, 5, 6]]))
     for one in neurons.without_neurons(found, h, active, active.mean(0), [[1], [2, 3]]):
         assert one.shape == h.shape and one.untyped_storage().nbytes() == 4 * h.numel()
 
@@ -337,7 +342,7 @@ def test_planted_neuron_is_found_and_acts_through_the_norm_alone():
     assert table["cosine_variance"][17] < 1e-8 < 1e-3 < table["cosine_variance"].drop(17).min()
 
     ids = torch.randint(1, 97, (8, 6), generator=torch.Generator().manual_seed(5))
-    h, active = neurons.activations(read, found, ids)
+    h, active = activations(read, ids)
     alone = [[neuron] for neuron in chosen]
     changed = list(neurons.without_neurons(found, h, active, active.mean(0), alone))
     options = torch.tensor([11, 23, 5, 90])

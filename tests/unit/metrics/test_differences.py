@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from layercal.metrics import differences, resampling
+from layercal.metrics import calibration, differences, registry, resampling
 
 
 def sample(rng, n):
@@ -16,12 +16,12 @@ def sample(rng, n):
 
 def read(logits, answer, weights, n_bins=10):
     pair = softmax(logits, -1).max(-1), (logits.argmax(-1) == answer).astype(float)
-    return resampling.ece_sample(*pair, weights, n_bins)
+    return registry.ece_sample(*pair, weights, n_bins)
 
 
 def test_a_reading_does_not_differ_from_itself(rng):
     weights = resampling.resample_weights(285, 300, 0)
-    for count in (resampling.ece_sample, resampling.mce_sample):
+    for count in (registry.ece_sample, registry.mce_sample):
         made = count(*sample(rng, 285), weights)
         found = differences.error_difference(made, made)
         assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
@@ -31,8 +31,8 @@ def test_difference_is_found_and_signed(rng):
     confidence = rng.uniform(0.25, 1, 1000)
     correct = (rng.random(1000) < confidence).astype(float)
     weights = resampling.resample_weights(1000, 500, 0)
-    calibrated = resampling.ece_sample(confidence, correct, weights)
-    sure = resampling.ece_sample(np.minimum(confidence + 0.2, 1), correct, weights)
+    calibrated = registry.ece_sample(confidence, correct, weights)
+    sure = registry.ece_sample(np.minimum(confidence + 0.2, 1), correct, weights)
     found = differences.error_difference(sure, calibrated)
     assert found.p < 0.001 and 0 < found.low < found.value < found.high
     swapped = differences.error_difference(calibrated, sure)
@@ -43,7 +43,7 @@ def test_difference_is_found_and_signed(rng):
 
 def test_a_pick_costs_certainty(rng):
     weights = resampling.resample_weights(400, 500, 0)
-    a, b = (resampling.ece_sample(*sample(rng, 400), weights) for _ in range(2))
+    a, b = (registry.ece_sample(*sample(rng, 400), weights) for _ in range(2))
     alone, picked = (differences.error_difference(a, b, count) for count in (1, 5))
     assert picked.low < alone.low and picked.high > alone.high
     assert picked.p == pytest.approx(min(1, 5 * alone.p))
@@ -61,7 +61,7 @@ def test_what_hardly_differs_is_not_told_apart(n, scale, factor):
         a, b = (read(logits * by, answer, weights) for by in (scale * factor, scale))
         found = differences.error_difference(a, b)
         moved = [softmax(scale * by * logits, -1).max(-1) for by in (factor, 1)]
-        crossed = resampling.bin_index(moved[0], 10) != resampling.bin_index(moved[1], 10)
+        crossed = calibration.bin_index(moved[0], 10) != calibration.bin_index(moved[1], 10)
         assert found.low <= 0 <= found.high
         if crossed.any():  # one question more in a bin is a difference that can be seen
             assert found.p > 0.1
@@ -89,7 +89,7 @@ def test_p_and_interval_are_inverses(seed, n, first, second, noise, level, worst
         p = softmax(scale * (logits + noise * rng.normal(size=(n, 4))), -1)
         pair = p.max(-1), (p.argmax(-1) == answer).astype(float)
         count = (*pair, weights, 10, 10) if worst else (*pair, weights)
-        made.append((resampling.mce_sample if worst else resampling.ece_sample)(*count))
+        made.append((registry.mce_sample if worst else registry.ece_sample)(*count))
     if None in made:
         return
     found = differences.error_difference(*made, level=level)
@@ -112,7 +112,7 @@ def test_interval_is_within_what_can_differ(seed, noise):
     (c, y), (d, z) = (
         (softmax(one, -1).max(-1), one.argmax(-1) == answer) for one in (logits, other)
     )
-    crosses = resampling.bin_index(c, 10) != resampling.bin_index(d, 10)
+    crosses = calibration.bin_index(c, 10) != calibration.bin_index(d, 10)
     apart = np.where(crosses, np.abs(y - c) + np.abs(z - d), np.abs(c - d) + (y != z))
     farthest = apart.mean() + 2.3 * apart.std() / np.sqrt(n)
     rounding = 1e-12

@@ -1,6 +1,8 @@
 """The correction phase on curves whose answer is known, and on models that have none."""
 
 import itertools
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,24 +49,28 @@ def test_decision_layer(accuracy, expected):
 def test_phase_is_found_where_it_was_put(rng):
     right = [0.25, 0.25, 0.6, 0.6, 0.6, 0.6]
     found = detect(simulate(rng, right, [0.3, 0.4, 0.95, 0.88, 0.78, 0.62], 3000), 0.05)
-    assert found["exists"] and found["outcome"] == "exists"
-    assert (found["decision_layer"], found["peak_layer"], found["final_layer"]) == (2, 2, 5)
-    assert found["settled_layer"] == 2
-    assert found["margin"] == pytest.approx(0.35 / 4, abs=0.01)
-    assert found["correction"] == pytest.approx(0.33, abs=0.05)
-    assert found["ci_low"] < found["correction"] < found["ci_high"]
-    assert found["trend_low"] < found["trend"] < found["trend_high"]
-    assert found["order_p"] == pytest.approx(1 / 24)
-    assert found["resampled_share"] > 0.9
-    assert found["reason"].startswith("The phase exists")
+    assert found.exists and found.outcome == "exists"
+    assert (found.decision_layer, found.peak_layer, found.final_layer) == (2, 2, 5)
+    assert found.settled_layer == 2
+    assert found.margin == pytest.approx(0.35 / 4, abs=0.01)
+    assert found.correction == pytest.approx(0.33, abs=0.05)
+    assert found.ci_low < found.correction < found.ci_high
+    assert found.trend_low < found.trend < found.trend_high
+    assert found.order_p == pytest.approx(1 / 24)
+    assert found.resampled_share > 0.9
+    assert found.reason.startswith("The phase exists")
+    both = replace(found, order="as-is", tuned=found)
+    content = json.loads(json.dumps(both.to_json()))
+    assert content["exists"] and content["tuned"]["outcome"] == "exists"
+    assert phase.Phase.from_json(content) == both
 
 
 def test_no_phase_at_chance(rng):
     """A model that guesses, sure of itself early and modest late: its ECE falls all the same."""
     found = detect(simulate(rng, [0.25] * 5, [0.9, 0.9, 0.8, 0.5, 0.3]), 0.1)
-    assert found["correction"] > 0.3
-    assert found["outcome"] == "at chance" and not found["exists"]
-    assert "as asked here" in found["reason"] and "not above chance" in found["reason"]
+    assert found.correction > 0.3
+    assert found.outcome == "at chance" and not found.exists
+    assert "as asked here" in found.reason and "not above chance" in found.reason
 
 
 def test_no_phase_in_a_model_of_one_letter(rng):
@@ -73,43 +79,43 @@ def test_no_phase_in_a_model_of_one_letter(rng):
     logits = np.zeros((5, 3000, 4))
     logits[..., 0] = np.array([4, 3, 2, 1, 0.3])[:, None]
     found = detect(readings.Readings(logits, answer, {}))
-    assert found["accuracy_final"] > 0.27 and found["top_letter"] == 1
-    assert found["outcome"] == "at chance"
-    assert "one letter makes up 100% of the predictions" in found["reason"]
+    assert found.accuracy_final > 0.27 and found.top_letter == 1
+    assert found.outcome == "at chance"
+    assert "one letter makes up 100% of the predictions" in found.reason
 
 
 def test_nothing_is_known_of_permuted_answers(rng):
     """The control that answers with varied letters but knows nothing."""
     read = simulate(rng, [0.25, 0.6, 0.6, 0.6, 0.6], [0.3, 0.95, 0.88, 0.78, 0.62], 3000)
-    assert detect(read, 0.05)["exists"]
+    assert detect(read, 0.05).exists
     control = readings.Readings(read.logits, accuracy.permuted_answers(read.answer), {})
     found = detect(control, 0.05)
-    assert found["outcome"] == "at chance" and found["top_letter"] < 0.3
+    assert found.outcome == "at chance" and found.top_letter < 0.3
 
 
 def test_no_phase_when_calibration_stays(rng):
     found = detect(simulate(rng, [0.25, 0.6, 0.6, 0.6, 0.6], [0.3, 0.9, 0.9, 0.9, 0.9]), 0.1)
-    assert found["outcome"] == "undecided" and "ECE is not shown to fall" in found["reason"]
+    assert found.outcome == "undecided" and "ECE is not shown to fall" in found.reason
 
 
 def test_no_phase_when_calibration_gets_worse(rng):
     found = detect(simulate(rng, [0.25, 0.6, 0.6, 0.6, 0.6], [0.3, 0.6, 0.7, 0.85, 0.95]), 0.1)
-    assert found["peak_layer"] == found["final_layer"] == 4
-    assert found["outcome"] == "no phase" and found["rises"]
-    assert found["correction"] == found["ci_low"] == found["ci_high"] == 0
-    assert found["trend_high"] < 0
-    assert "ECE rises" in found["reason"] and "at the last" in found["reason"]
+    assert found.peak_layer == found.final_layer == 4
+    assert found.outcome == "no phase" and found.rises
+    assert found.correction == found.ci_low == found.ci_high == 0
+    assert found.trend_high < 0
+    assert "ECE rises" in found.reason and "at the last" in found.reason
 
 
 def test_a_last_layer_that_is_worst_by_chance_does_not_rise(rng):
     found = detect(simulate(rng, [0.25, 0.6, 0.6, 0.6, 0.59], [0.3, 0.8, 0.8, 0.8, 0.8], 200), 0.1)
-    assert found["outcome"] == "undecided" and not found["rises"]
+    assert found.outcome == "undecided" and not found.rises
 
 
 def test_three_layers_do_not_make_a_trend(rng):
     found = detect(simulate(rng, [0.25, 0.6, 0.6, 0.6], [0.3, 0.95, 0.8, 0.62], 3000), 0.05)
-    assert found["correction"] > 0.2 and found["trend_p"] < 0.001
-    assert found["outcome"] == "undecided" and "too late to see" in found["reason"]
+    assert found.correction > 0.2 and found.trend_p < 0.001
+    assert found.outcome == "undecided" and "too late to see" in found.reason
 
 
 def test_accuracy_near_its_final_value_is_not_yet_settled(rng):
@@ -122,16 +128,16 @@ def test_accuracy_near_its_final_value_is_not_yet_settled(rng):
     read = readings.Readings(np.concatenate([one.logits for one in layers]), layers[-1].answer, {})
     read.correct = np.concatenate([one.correct for one in layers])
     found = detect(read, 0.2)
-    assert found["decision_layer"] == 1 and found["settled_layer"] == 4
-    assert found["outcome"] == "undecided" and "takes more questions" in found["reason"]
+    assert found.decision_layer == 1 and found.settled_layer == 4
+    assert found.outcome == "undecided" and "takes more questions" in found.reason
 
 
 def test_accuracy_that_settles_at_the_last_layer_decides_nothing(rng):
     """There is no layer whose ECE the last one's could be compared with."""
     found = detect(simulate(rng, [0.25, 0.4, 0.6], [0.3, 0.9, 0.6]))
-    assert found["decision_layer"] == found["final_layer"] == 2
-    assert found["outcome"] == "undecided" and not found["rises"]
-    assert found["trend_p"] == found["order_p"] == 1
+    assert found.decision_layer == found.final_layer == 2
+    assert found.outcome == "undecided" and not found.rises
+    assert found.trend_p == found.order_p == 1
 
 
 def test_order_against_all_orders(rng):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from statsmodels.stats.multitest import multipletests
 
-from layercal.metrics import calibration, readings, resampling
+from layercal.metrics import calibration, readings, registry, resampling
 
 
 def sample(rng, n):
@@ -69,8 +69,8 @@ def test_resampled_gaps_are_those_of_the_resampled_questions(rng):
     weights = resampling.resample_weights(80, 6, seed=3)
     one = list(resampling.SCALES).index(1)
     samples = {
-        "ece": resampling.ece_sample(confidence, correct, weights),
-        "classwise": resampling.classwise_sample(p, answer, weights),
+        "ece": registry.ece_sample(confidence, correct, weights),
+        "classwise": registry.classwise_sample(p, answer, weights),
     }
     for draw in range(6):
         rows = np.repeat(np.arange(80), weights[draw].astype(int))
@@ -89,17 +89,17 @@ def test_estimates_are_the_metrics(rng):
     weights = resampling.resample_weights(300, 10, seed=0)
     pair = confidence, correct
     expected = {
-        resampling.ece_sample(*pair, weights, 15): calibration.ece(*pair, 15),
-        resampling.ece_sample(*pair, weights, 10, "mass"): calibration.ece(*pair, 10, "mass"),
-        resampling.mce_sample(*pair, weights, 15): calibration.mce(*pair, 15),
-        resampling.mce_sample(*pair, weights, 15, 20): calibration.mce(*pair, 15, 20),
-        resampling.debiased_sample(*pair, weights): calibration.debiased_ece(*pair),
-        resampling.smooth_sample(*pair, weights): calibration.smooth_ece(*pair),
-        resampling.classwise_sample(p, answer, weights): calibration.classwise_ece(p, answer),
+        registry.ece_sample(*pair, weights, 15): calibration.ece(*pair, 15),
+        registry.ece_sample(*pair, weights, 10, "mass"): calibration.ece(*pair, 10, "mass"),
+        registry.mce_sample(*pair, weights, 15): calibration.mce(*pair, 15),
+        registry.mce_sample(*pair, weights, 15, 20): calibration.mce(*pair, 15, 20),
+        registry.debiased_sample(*pair, weights): calibration.debiased_ece(*pair),
+        registry.smooth_sample(*pair, weights): calibration.smooth_ece(*pair),
+        registry.classwise_sample(p, answer, weights): calibration.classwise_ece(p, answer),
     }
     for found, value in expected.items():
         assert found.estimate == pytest.approx(float(value), abs=1e-4)
-    assert resampling.mce_sample(*pair, weights, 10, 301) is None
+    assert registry.mce_sample(*pair, weights, 10, 301) is None
 
 
 def test_auroc_resamples_like_the_bootstrap(rng):
@@ -131,7 +131,7 @@ def test_draw_outcomes_follow_the_probabilities(rng):
 def floor(confidence, draws=1000):
     weights = np.ones((1, len(confidence)), np.float32)
     uniform = np.random.default_rng(1).random((draws, len(confidence)), np.float32)
-    made = resampling.ece_sample(confidence, np.ones(len(confidence)), weights)
+    made = registry.ece_sample(confidence, np.ones(len(confidence)), weights)
     return made.null([(uniform < confidence).astype(np.float32)])
 
 
@@ -158,8 +158,8 @@ def test_null_floor_of_mce_is_high(rng):
     uniform = rng.random((1000, 285), np.float32)
     outcome = [(uniform < confidence).astype(np.float32)]
     ones = np.ones(285)
-    unfiltered = resampling.mce_sample(confidence, ones, weights, 15).null(outcome)
-    filtered = resampling.mce_sample(confidence, ones, weights, 15, 30).null(outcome)
+    unfiltered = registry.mce_sample(confidence, ones, weights, 15).null(outcome)
+    filtered = registry.mce_sample(confidence, ones, weights, 15, 30).null(outcome)
     assert np.quantile(unfiltered, 0.95) > 0.3
     assert np.quantile(filtered, 0.95) < 0.25
 
@@ -178,10 +178,10 @@ def test_interval_of_an_error_holds_it_and_starts_at_zero_when_chance_explains_i
     weights = resampling.resample_weights(285, 500, 0)
     confidence = rng.uniform(0.25, 1, 285)
     calibrated = (rng.random(285) < confidence).astype(float)
-    low, high = resampling.error_interval(resampling.ece_sample(confidence, calibrated, weights))
+    low, high = resampling.error_interval(registry.ece_sample(confidence, calibrated, weights))
     assert low == 0 < high
     wrong = np.zeros(285)
-    low, high = resampling.error_interval(resampling.ece_sample(confidence, wrong, weights))
+    low, high = resampling.error_interval(registry.ece_sample(confidence, wrong, weights))
     assert low < confidence.mean() < high
     assert low == pytest.approx(confidence.mean(), abs=0.05)
 
@@ -189,7 +189,7 @@ def test_interval_of_an_error_holds_it_and_starts_at_zero_when_chance_explains_i
 def test_degenerate_samples_have_finite_intervals():
     weights = resampling.resample_weights(20, 200, 0)
     for confidence, correct in ((1.0, 1.0), (1.0, 0.0), (0.25, 1.0)):
-        made = resampling.ece_sample(np.full(20, confidence), np.full(20, correct), weights)
+        made = registry.ece_sample(np.full(20, confidence), np.full(20, correct), weights)
         low, high = resampling.error_interval(made)
         assert low == pytest.approx(abs(confidence - correct), abs=1e-6)
         assert high == pytest.approx(abs(confidence - correct), abs=1e-6)

@@ -42,7 +42,9 @@ def study(rng):
         "questions": "q",
         "prompts": prompts,
         "options": options,
-        "metrics": metrics.assign(lens="logit", order="as-is"),
+        "metrics": metrics.assign(
+            lens="logit", order="as-is", primary=metrics["n_bins"].isin([0, 10])
+        ),
         "phase": {"order": "as-is", "peak_layer": 1, "reason": "none"},
         "sweep": sweep(readings.Readings(steered[0, 0], answer, {})),
         "steered": {"lens": steered},

@@ -7,13 +7,17 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from sweeps import tallied
+from sweeps import PRIMARY, tallied
 
 from layercal import InputError
-from layercal.metrics import accuracy, phase, readings, resampling, scoring
-from layercal.report import figures, plates
-from layercal.stages.draw_figures import latex
+from layercal.ablation.table import Ablated, ablations
+from layercal.metrics import accuracy, phase, readings, resampling
+from layercal.report import figures, pages
+from layercal.report import tables as printed
+from layercal.report.figures import registry, study
+from layercal.results import select
 from layercal.steering import dimensions, evaluation, verdicts
+from layercal.steering.steered import Steered
 from layercal.steering.tally import ALL_CONTROLS
 
 
@@ -29,24 +33,23 @@ def tables(rng):
     prompts.loc[prompts["subject"] == "physics", "category"] = "STEM"
     groups = readings.groups(prompts)
     metrics = readings.group_table(read, groups, 20, ([10, 15], [1, 30], 100, 0))
-    metrics = metrics.assign(lens="logit", order="as-is")
+    metrics = metrics.assign(lens="logit", order="as-is", primary=metrics["n_bins"].isin([0, 10]))
     weights = resampling.resample_weights(60, 100, 0)
     known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
-    found = phase.detect(read.confidence, read.correct, weights, known)
+    found = phase.detect(read.confidence, read.correct, weights, known).to_json()
     steered, fold = rng.normal(size=(60, 4, 2, 3, 4)), np.arange(60) % 3
+    fitted = steered[:, None, :3]
     made = evaluation.Sweep(
-        logits=dict.fromkeys(["lens", "lens-frozen"], steered),
-        growth={"lens": np.ones((60, 3, 2, 3))},
+        steered={"lens": Steered(fitted, fitted, steered[:, 3:], np.ones((60, 3, 2, 3)))},
         controls=tallied(steered, read.answer, fold, np.arange(60) < 30, [-1.0, 0.0, 1.0]),
         answer=read.answer,
         fold=fold,
         cluster=np.arange(60),
         norms=np.ones(6),
-        variants=["update-mean"],
+        directions=[PRIMARY],
         layers=[4, 5],
         alphas=[-1.0, 0.0, 1.0],
         accuracy_margin=0.02,
-        n_folds=3,
         n_bins=10,
         draws=100,
         seed=0,
@@ -54,11 +57,15 @@ def tables(rng):
     directions = pd.DataFrame(
         {"layer": np.tile(range(1, 6), 2), "cosine": rng.random(10), "name": "update-mean"}
     )
-    halves = {"category:A": np.arange(60) < 30, "category:B": np.arange(60) >= 30}
+    first = np.arange(60) < 30
+    halves = {
+        readings.Group("category", name): inside
+        for name, inside in zip("AB", (first, ~first), strict=True)
+    }
     rows = [
-        {**row, "fitted_on": source}
+        row
         for source in halves
-        for row in verdicts.transfer(made, halves, {"update-mean": source})
+        for row in verdicts.transfer(made, halves, {PRIMARY: source})
         if row["layer"] == 4
     ]
     logits = np.moveaxis(read.logits[[2, 3, 4, 5]], 0, 1)[None, None].repeat(3, 1)
@@ -73,31 +80,43 @@ def tables(rng):
         for rule in ("k=3", "energy=0.9")
     )
     parts = {
-        f"{part} {b}": rng.normal(size=(60, 4)) for b in (4, 5) for part in ("attention", "mlp")
+        Ablated(name=f"{part} {b}", what="block", block=b, part=part): rng.normal(size=(60, 4))
+        for b in (4, 5)
+        for part in ("attention", "mlp")
     }
-    ablated = pd.DataFrame(scoring.ablations(made, read.logits[5], parts))
+    ablated = pd.DataFrame(ablations(made, read.logits[5], parts))
     return metrics, found, *steered, shares, ablated
 
 
 def draw(tables):
     metrics, found, sweep, directions, by_rank, transfer, shares, ablated = tables
+    of_mode = sweep[sweep["mode"] == "lens"]
+    groups = figures.groups.measured(metrics, "category")
     return {
         **draw_readings(metrics, found),
-        "layer_curves": figures.layer_curves(metrics, found, "a model"),
-        "group_curves": figures.group_curves(metrics, "category"),
-        "many_groups": figures.group_curves(many_groups(metrics), "language"),
-        "dose_response": figures.dose_response(sweep, "lens", ["update-mean"], ALL_CONTROLS),
-        "direction_cosines": figures.direction_cosines(directions),
-        "dimensions": figures.dimensions(by_rank),
-        "transfer_matrix": figures.transfer_matrix(transfer),
-        "null_space": figures.null_space(shares),
-        "ablations": figures.ablations(ablated),
+        "layer_curves": figures.curves.plot_layer_curves(rows_of(metrics), found, "a model"),
+        "group_curves": figures.groups.plot_group_curves(rows_of(metrics, groups)),
+        "many_groups": figures.groups.plot_group_curves(many_groups(rows_of(metrics))),
+        "dose_response": figures.steering.plot_dose_response(
+            of_mode, ["update-mean"], ALL_CONTROLS
+        ),
+        "cosines": figures.directions.plot_cosines(directions),
+        "dimensions": figures.directions.plot_dimensions(by_rank),
+        "transfer": figures.steering.plot_transfer(transfer),
+        "null_space": figures.ablation.plot_null_space(shares),
+        "ablations": figures.ablation.plot_ablations(ablated),
     }
+
+
+def rows_of(metrics, groups="all"):
+    """Primary rows of all metrics."""
+    return select(metrics, list(metrics["metric"].unique()), groups)
 
 
 def draw_readings(metrics, found):
     """What shows one reading, and what shows no reading at all."""
-    both = pd.concat([metrics, metrics.assign(lens="tuned")])
+    rows = rows_of(metrics)
+    both = pd.concat([rows, rows.assign(lens="tuned")])
     rng = np.random.default_rng(0)
     bins = readings.reliability(rng.random(200), rng.integers(0, 2, 200), 10)
     panels = [bins.assign(reading=name, state="as is") for name in "abcd"]
@@ -112,28 +131,61 @@ def draw_readings(metrics, found):
         {"metric": "accuracy", "depth": 0.7, "depth_to": 0.8, "value": np.nan, "text": "a rise"},
         {"metric": "ece", "depth": 0.9, "value": 0.2, "text": "a peak"},
     ]
-    change = {"ece_change": 0.01, "ece_change_low": -0.01, "ece_change_high": 0.02}
-    neurons = [
-        {"without": name, "norm": norm, **change}
-        for norm in ("live", "frozen")
-        for name in ("neuron 3", "all 1 entropy neurons", "random set 00")
-    ]
-    shown = metrics[metrics["group"].isin(figures.measured(metrics, "subject"))]
+    shown = metrics[metrics["group"].isin(figures.groups.measured(metrics, "subject"))]
     shown = shown[shown["metric"].isin(["accuracy", "signed_gap"])]
-    phase = {**found, "tuned": found}
+    phase, answers = {**found, "tuned": found}, pd.Series({"A": 0.5, "B": 0.5})
     return {
-        "depth_curves": figures.depth_curves(metrics, found),
-        "lenses": figures.lenses(both, phase),
-        "letters": figures.letters(metrics, found, pd.Series({"A": 0.5, "B": 0.5})),
-        "group_map": figures.group_map(shown, found),
-        "reliability": figures.reliability(pd.concat(panels)),
-        "entropy_neurons": figures.entropy_neurons(pd.DataFrame(neurons)),
-        "atlas": figures.atlas(pd.concat(curves), pd.DataFrame(reported)),
+        "depth_curves": figures.curves.plot_depth_curves(rows, found),
+        "lenses": figures.curves.plot_lenses(both, phase),
+        "letters": figures.curves.plot_letters(rows, found, answers),
+        "group_map": figures.groups.plot_group_map(shown, found),
+        "reliability": figures.reliability.plot_reliability(pd.concat(panels)),
+        "entropy_neurons": figures.ablation.plot_neurons(neurons()),
+        "atlas": study.plot_atlas(pd.concat(curves), pd.DataFrame(reported)),
     }
 
 
+def neurons():
+    """Rows of neurons.parquet."""
+    kinds = {"neuron 3": "neuron", "all 1 entropy neurons": "entropy neurons"}
+    kinds["random set 00"] = "random neurons"
+    change = {"ece_change": 0.01, "ece_change_low": -0.01, "ece_change_high": 0.02}
+    return pd.DataFrame(
+        {"without": name, "what": what, "norm": norm, **change}
+        for norm in ("live", "frozen")
+        for name, what in kinds.items()
+    )
+
+
+def test_a_figure_of_one_panel_is_drawn_on_axes_that_are_given(tables):
+    metrics, found, _, directions, *_ = tables
+    rows, answers = rows_of(metrics), pd.Series({"A": 0.5, "B": 0.5})
+    bins = readings.reliability(np.linspace(0, 1, 50), np.arange(50) % 2, 10).assign(state="as is")
+    shared = matplotlib.figure.Figure()
+    axes = shared.subplots(1, 4)
+    figures.curves.plot_letters(rows, found, answers, axes[0])
+    figures.directions.plot_cosines(directions, axes[1])
+    figures.ablation.plot_neurons(neurons(), axes[2])
+    figures.reliability.plot_reliability_panel(bins, axes[3])
+    assert shared.axes == list(axes) and all(panel.has_data() for panel in axes)
+
+
+def test_a_drawn_file_says_what_it_shows(tables):
+    metrics, found, *_ = tables
+    results = SimpleNamespace(metrics=metrics, phase=found)
+    drawing = figures.draw("layer-curves", results)
+    html = str(pages.image(drawing.png(), "A <caption>.", {"PDF": "a.pdf", "CSV": "a.csv"}))
+    assert drawing.alt.startswith("Curves of accuracy") and f'alt="{drawing.alt}"' in html
+    assert "A &lt;caption&gt;." in html and '<a href="a.pdf">PDF</a>, <a href="a.csv">' in html
+    assert "max-width: 53rem" in html  # 8.5 inches
+    single = SimpleNamespace(prompts=pd.DataFrame({"language": ["en"] * 2}))
+    drawing = figures.draw("languages", single)
+    html = str(pages.image(drawing.png(), "A caption.", {}))
+    assert html.strip() == "<p>All questions are in one language.</p>"
+
+
 def test_rules_stand_above_what_reads_them():
-    axis = figures.rule_graph([("a", "b"), ("b", "c"), ("a", "c"), ("d", "c")]).axes[0]
+    axis = study.plot_rules([("a", "b"), ("b", "c"), ("a", "c"), ("d", "c")]).axes[0]
     place = {text.get_text(): text.get_position() for text in axis.texts if text.get_text()}
     assert place["a"][1] > place["b"][1] == place["d"][1] > place["c"][1]
     assert len([text for text in axis.texts if not text.get_text()]) == 3  # a to c goes by b
@@ -144,14 +196,14 @@ def test_rules_are_drawn_alike_in_whatever_order_they_come(rng):
 
     def pdf(some):
         drawn = io.BytesIO()
-        figures.rule_graph(some).savefig(drawn, format="pdf", metadata={"CreationDate": None})
+        study.plot_rules(some).savefig(drawn, format="pdf", metadata={"CreationDate": None})
         return drawn.getvalue()
 
     assert {pdf([edges[i] for i in rng.permutation(7)]) for _ in range(5)} == {pdf(edges)}
 
 
 def test_where_there_is_nothing_to_show_a_figure_says_why():
-    assert "one language" in figures.nothing("All are in one language.").texts[0].get_text()
+    assert "one language" in registry.plot_nothing("All are in one language.").texts[0].get_text()
 
 
 def test_claims_as_latex():
@@ -164,7 +216,8 @@ def test_claims_as_latex():
         "ci_high": None,
         "n": 7,
     }
-    table = latex({"claims": [claim, {**claim, "measure": "change", "value": 0.1, "ci_high": 3}]})
+    claims = pd.DataFrame([claim, {**claim, "measure": "change", "value": 0.1, "ci_high": 3}])
+    table = printed.claims_latex(claims)
     assert r"50 \% of a\_b \& c & undecided & share of 90 \% & none" in table
     assert "+0.100 & +2.000 to +3.000 & 7" in table
     assert all(rule in table for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
@@ -200,7 +253,7 @@ def test_figures_are_the_same_file_each_time(tables):
 
 def test_curves_show_the_table(tables):
     metrics, found, *_ = tables
-    axis = figures.layer_curves(metrics, found).axes[1]
+    axis = figures.curves.plot_layer_curves(rows_of(metrics), found).axes[1]
     line = next(line for line in axis.get_lines() if line.get_label() == "ECE")
     rows = metrics.query("metric == 'ece' and n_bins == 10 and group == 'all'")
     np.testing.assert_allclose(line.get_ydata(), rows.sort_values("layer")["value"])
@@ -234,37 +287,41 @@ def test_groups_count_clusters_and_not_copies(rng):
     read = readings.Readings(
         rng.normal(size=(2, n, 4)), rng.integers(0, 4, n), {}, cluster.astype(int)
     )
-    groups = {"all": np.ones(n, bool), "copies": cluster == 0, "few": cluster > 40}
-    groups["single"] = (cluster > 0) & (cluster <= 40)
+    masks = {"copies": cluster == 0, "few": cluster > 40, "single": (cluster > 0) & (cluster <= 40)}
+    groups = {readings.Group("subject", name): rows for name, rows in masks.items()}
+    groups = {readings.Group(): np.ones(n, bool), **groups}
     table = readings.group_table(read, groups, 10, ([10], [1], 100, 0))
     measured = table[table["value"].notna()]
-    assert set(measured["group"]) == {"all", "single"}
-    assert set(table.loc[table["group"] == "copies", "reason"]) == {
+    assert set(measured["group"]) == {"all", "subject:single"}
+    assert set(measured["group_kind"]) == {"all", "subject"}
+    assert set(table.loc[table["group_name"] == "copies", "reason"]) == {
         "40 questions in 1 cluster(s), fewer than 10"
     }
-    assert set(table.loc[table["group"] == "few", "reason"]) == {
+    assert set(table.loc[table["group_name"] == "few", "reason"]) == {
         "36 questions in 9 cluster(s), fewer than 10"
     }
     with pytest.raises(
         InputError, match=r"40 questions in 1 cluster\(s\) in all, fewer than the 2"
     ):
-        one = {"all": np.ones(40, bool)}
+        one = {readings.Group(): np.ones(40, bool)}
         readings.group_table(read.take(cluster == 0), one, 2, ([10], [1], 100, 0))
 
 
 def test_languages_are_groups_of_their_own():
     prompts = pd.DataFrame({"subject": "s", "category": "c", "language": ["de", "th", "de"]})
     found = readings.groups(prompts)
-    assert list(found) == ["all", "category:c", "subject:s", "language:de", "language:th"]
-    assert found["language:de"].tolist() == [True, False, True]
-    assert "language:de" not in readings.groups(prompts[prompts["language"] == "de"])
+    named = ["all", "category:c", "subject:s", "language:de", "language:th"]
+    assert list(map(str, found)) == named
+    german = readings.Group("language", "de")
+    assert found[german].tolist() == [True, False, True]
+    assert german not in readings.groups(prompts[prompts["language"] == "de"])
 
 
 def test_groups_too_small_to_measure_are_not_drawn(tables):
     metrics = tables[0]
-    assert figures.measured(metrics, "category") == ["category:Other"]
-    assert figures.measured(metrics, "subject") == ["subject:anatomy", "subject:virology"]
-    assert figures.measured(metrics[metrics["n"] < 20], "category") == []
+    assert figures.groups.measured(metrics, "category") == ["category:Other"]
+    assert figures.groups.measured(metrics, "subject") == ["subject:anatomy", "subject:virology"]
+    assert figures.groups.measured(metrics[metrics["n"] < 20], "category") == []
 
 
 def test_every_letter_is_drawn(rng):
@@ -272,10 +329,10 @@ def test_every_letter_is_drawn(rng):
     read = readings.Readings(rng.normal(size=(3, 60, 10)), np.repeat(range(9), 60)[:60], {})
     prompts = pd.DataFrame({"answer": [0, 8] * 30, "option_ids": [list(range(10))] * 60})
     table = readings.metric_table(read, [10], [1], 20, 0)
-    table = table.assign(group="all", lens="logit", order="as-is")
+    table = table.assign(group="all", lens="logit", order="as-is", primary=True)
     found = {"decision_layer": 1, "peak_layer": 1, "final_layer": 2, "exists": False}
-    plate = plates.draw("letters", SimpleNamespace(prompts=prompts, metrics=table, phase=found))
-    drawn = [line for line in plate.figure.axes[0].get_lines() if len(line.get_xdata()) == 3]
+    drawing = figures.draw("letters", SimpleNamespace(prompts=prompts, metrics=table, phase=found))
+    drawn = [line for line in drawing.figure.axes[0].get_lines() if len(line.get_xdata()) == 3]
     named = {line.get_label().partition(" ")[0]: line for line in drawn}
     assert list(named) == list("ABCDEFGHIJ")
     assert named["I"].get_label() == "I (right answer in 50%)"
@@ -283,7 +340,7 @@ def test_every_letter_is_drawn(rng):
     assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 10
     expected = (read.logits.argmax(-1) == 9).mean(-1)
     np.testing.assert_allclose(named["J"].get_ydata(), expected)
-    assert set(plate.data["metric"]) == {f"predicted_{letter}" for letter in "ABCDEFGHIJ"}
+    assert set(drawing.data["metric"]) == {f"predicted_{letter}" for letter in "ABCDEFGHIJ"}
 
 
 def test_every_rule_of_the_null_space_is_drawn():
@@ -294,7 +351,7 @@ def test_every_rule_of_the_null_space_is_drawn():
         for what in ("residual", "update")
         for rule in rules
     )
-    legend = figures.null_space(shares).axes[1].get_legend()
+    legend = figures.ablation.plot_null_space(shares).axes[1].get_legend()
     assert [text.get_text().partition(" ")[0] for text in legend.get_texts()] == rules
 
 
@@ -321,7 +378,10 @@ NO_DATE = {"CreationDate": None}
 
 def test_figures_do_not_depend_on_a_users_matplotlibrc(tables):
     def files():
-        shown = figures.layer_curves(*tables[:2]), figures.dimensions(tables[4])
+        shown = (
+            figures.curves.plot_layer_curves(rows_of(tables[0]), tables[1]),
+            figures.directions.plot_dimensions(tables[4]),
+        )
         for figure in shown:
             for form in ("png", "pdf"):
                 buffer = io.BytesIO()

@@ -10,7 +10,7 @@ from chain import Chain, questions
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from layercal.report import plates
+from layercal.report import figures
 from layercal.stages.render_report import render_report, strip
 
 
@@ -35,13 +35,15 @@ def rendered(tmp_path, monkeypatch, capfd):
     chain.extract()
     chain.lens()
     chain.study()
+    chain.figures()
     capfd.readouterr()
     monkeypatch.chdir(tmp_path)
     render_report(
         notebook=ROOT / "reports/notebooks/report.ipynb",
         model="m",
         questions="own",
-        **chain.tables("manifest", "rejected", *plates.TABLES),
+        **chain.tables("manifest", "rejected", *figures.TABLES),
+        figures=sorted(chain.path("figures").glob("*.png")),
         executed=Path("pages/of/m-own.ipynb"),
         html=Path("pages/of/m-own.html"),
     )

@@ -1,25 +1,44 @@
 """What claims say where the truth is known, and how often they say it where nothing is there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sweeps import STILL, sweep
 
 from layercal.metrics import paired
+from layercal.metrics.phase import Phase
+from layercal.metrics.readings import Group
 from layercal.steering import claims, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
-PHASE = {
-    "outcome": "exists",
-    "exists": True,
-    "peak_layer": 1,
-    "final_layer": 2,
-    "n": 90,
-    "correction": 0.2,
-    "ci_low": 0.1,
-    "ci_high": 0.3,
-    "reason": "as planted",
-}
+FALLS = {"trend": 0.1, "trend_low": 0.05, "trend_high": 0.15, "trend_p": 0.001, "order_p": 0.01}
+PHASE = Phase(
+    decision_layer=1,
+    peak_layer=1,
+    final_layer=6,
+    n=90,
+    accuracy_final=0.6,
+    accuracy_final_low=0.5,
+    accuracy_final_high=0.7,
+    chance=0.25,
+    chance_p=0.001,
+    top_letter=0.3,
+    ece_peak=0.3,
+    ece_final=0.1,
+    correction=0.2,
+    ci_low=0.1,
+    ci_high=0.3,
+    p=0.001,
+    settled_layer=1,
+    margin=0.1,
+    **FALLS,
+    rises=False,
+    resampled_share=1.0,
+    decision_layer_low=1,
+    decision_layer_high=1,
+)
 SHARES = {
     f"{score}_share{end}": value
     for score in ("nll", "ece")
@@ -30,11 +49,11 @@ DIMENSIONS = pd.DataFrame(
     for source in ("own", "mean", "another's")
 )
 LOWERS, CONTROLS, KEPT, FROZEN, BEYOND_T = (
-    "it lowers NLL",
-    "it does so more than matched random directions",
-    "it leaves accuracy within the margin",
-    "its gain is there with the norm's scale frozen",
-    "it adds to what temperature scaling gains",
+    "lowers-nll",
+    "beyond-controls",
+    "accuracy-kept",
+    "norm-frozen",
+    "beyond-temperature",
 )
 
 
@@ -44,10 +63,9 @@ ALONE = claims.Family()
 def said(made, above_chance=True, phase=PHASE, family=ALONE):
     """Claim -> what is said of it."""
     level = 1 - family.level_of(claims.ACCURACY_KEPT)
-    parts = {"all": (made, above_chance)}
-    rows = verdicts.summarise(parts, ["update-mean"], accuracy_level=level)
+    rows = verdicts.summarise({Group(): (made, above_chance)}, accuracy_level=level)
     found = claims.claims(phase, rows, DIMENSIONS, family)
-    return {claim["claim"].removeprefix("update-mean, through-network: "): claim for claim in found}
+    return {claim["key"]: claim for claim in found}
 
 
 def outcomes(*given, **settings):
@@ -58,20 +76,20 @@ def test_a_temperature_is_shown_to_be_one(rng):
     """Equivalence, not the absence of a difference, refutes what goes beyond it."""
     found = said(sweep(rng, HELPS, n_controls=99))
     assert {name: claim["outcome"] for name, claim in found.items()} == {
-        "a confidence correction phase exists": "confirmed",
+        "phase": "confirmed",
         LOWERS: "confirmed",
         CONTROLS: "refuted",  # though none of the controls does anything: the growth does it all
         KEPT: "confirmed",
         FROZEN: "confirmed",
         BEYOND_T: "refuted",
-        "the correction is low-dimensional": "see the number",
+        "low-dimensional": "see the number",
     }
     assert "within 0.01 nats of none" in found[BEYOND_T]["evidence"]
     assert abs(found[BEYOND_T]["value"]) < 0.01
     lowered = found[LOWERS]
     assert lowered["measure"] == "change of NLL, steered at layer 2" and lowered["n"] == 600
     assert lowered["ci_low"] < lowered["value"] < lowered["ci_high"] < 0
-    shift = found["the correction is low-dimensional"]
+    shift = found["low-dimensional"]
     assert (shift["value"], shift["ci_low"], shift["ci_high"]) == (0.5, 0.4, 0.6)
     assert "the same for every question, brings 50% of NLL (40% to 60%)" in shift["evidence"]
 
@@ -101,16 +119,16 @@ def test_controls_as_good_refute_and_too_few_of_them_decide_nothing(rng):
 
 
 def test_nothing_is_claimed_at_chance(rng):
-    at_chance = {**PHASE, "outcome": "at chance", "exists": False}
+    at_chance = replace(PHASE, chance_p=0.2)
     found = outcomes(sweep(rng, HELPS), above_chance=False, phase=at_chance)
     assert set(found.values()) == {"not applicable"}
 
 
 def test_a_phase_is_refuted_only_where_the_opposite_is_shown(rng):
-    made, name = sweep(rng, HELPS), "a confidence correction phase exists"
-    none = {**PHASE, "outcome": "undecided", "exists": False}
-    assert outcomes(made, phase=none)[name] == "undecided"
-    assert outcomes(made, phase={**none, "outcome": "no phase"})[name] == "refuted"
+    made = sweep(rng, HELPS)
+    assert outcomes(made, phase=replace(PHASE, trend_p=0.2))["phase"] == "undecided"
+    assert outcomes(made, phase=replace(PHASE, settled_layer=4))["phase"] == "undecided"
+    assert outcomes(made, phase=replace(PHASE, rises=True))["phase"] == "refuted"
 
 
 def row(**changed):
@@ -133,6 +151,7 @@ def row(**changed):
         "group": "all",
         "mode": "lens",
         "layer": 1,
+        "layer_choice": "fixed",
         "outcome": "lowered",
         "verdict": "as planted.",
         "accuracy_claim_low": -0.03,
@@ -147,7 +166,7 @@ def row(**changed):
 
 
 def of_rows(*rows):
-    return [claim for claim in claims.claims(PHASE, rows, DIMENSIONS, ALONE) if "mode" in claim]
+    return [claim for claim in claims.claims(PHASE, rows, DIMENSIONS, ALONE) if claim["mode"]]
 
 
 def test_claims_rest_on_one_setting_named_beforehand_and_on_no_control():
@@ -160,10 +179,13 @@ def test_claims_rest_on_one_setting_named_beforehand_and_on_no_control():
         row(direction="probe", **best),
         row(group="language:de", **best),
         row(mode="through-network"),
-        row(mode="through-network", layer="selected", nll_change=-0.5),
+        row(mode="through-network", layer_choice="chosen", nll_change=-0.5),
     ]
     found = of_rows(*rows)
     assert len(found) == 2 * 5
+    assert {one["direction"] for one in found} == {"update-mean"}
+    assert {one["unit"] for one in found if one["key"] != KEPT} == {"nats"}
+    assert found[0]["claim"] == "update-mean, lens: it lowers NLL"
     assert {one["value"] for one in found if one["change"] == "nll"} == {-0.02, -0.5}
     assert {one["measure"].rpartition("steered at ")[2] for one in found} == {
         "layer 1",
@@ -184,7 +206,7 @@ def test_claims_rest_on_one_setting_named_beforehand_and_on_no_control():
 def test_a_rank_among_controls_is_not_enough(p, change, error, outcome):
     beyond = {"beyond_growth_nll_change": change, "beyond_growth_nll_change_error": error}
     found = of_rows(row(controls_nll_p=p, **beyond))
-    assert found[1]["claim"].endswith(CONTROLS) and found[1]["outcome"] == outcome
+    assert found[1]["key"] == CONTROLS and found[1]["outcome"] == outcome
 
 
 def test_what_is_claimed_of_a_fall_needs_the_fall():
@@ -219,7 +241,7 @@ def test_an_interval_that_leaves_no_fall_worth_the_name_refutes(change, error, o
 )
 def test_accuracy_is_kept_by_equivalence(low, high, expected):
     found = of_rows(row(accuracy_claim_low=low, accuracy_claim_high=high))
-    assert found[2]["outcome"] == expected and found[2]["claim"].endswith(KEPT)
+    assert found[2]["outcome"] == expected and found[2]["key"] == KEPT
 
 
 def test_the_level_is_split_over_the_study():

@@ -1,19 +1,23 @@
 """Estimators against loops, finite differences and scikit-learn; planted directions found."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from families import tiny
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from layercal import InputError
 from layercal.metrics import calibration
 from layercal.metrics.phase import decision_layer
 from layercal.model import LensModel
-from layercal.results import Residuals
+from layercal.results import Residuals, Run
 from layercal.steering import directions
+from layercal.steering.fitted import Direction, Fitted
 
 OPTIONS = torch.tensor([11, 23, 5, 90])
+ONE = Direction(name="x", kind="estimator", estimator="x")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,9 @@ def test_middle_mean_is_taken_around_the_middle(split):
 
 def test_middle_means_are_taken_at_several_depths(split):
     found = directions.middle_means()
-    assert list(found) == ["middle-mean-0.25", "middle-mean-0.5", "middle-mean-0.75"]
+    names = [one.name for one in found]
+    assert names == ["middle-mean-0.25", "middle-mean-0.5", "middle-mean-0.75"]
+    assert [(one.kind, one.depth) for one in found] == [("control", d) for d in (0.25, 0.5, 0.75)]
     vectors = torch.cat([fit(split, [3]) for fit in found.values()])
     torch.testing.assert_close(vectors[1:2], directions.middle_mean(split, [3], 0.5))
     assert (vectors @ vectors.T - torch.eye(3)).triu(1).abs().max() < 0.999
@@ -79,10 +85,12 @@ def test_phase_directions(split):
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-4)
     everything = directions.phase_pca(split, [], 1000)
     torch.testing.assert_close(everything, directions.phase_mean(split, []), atol=1e-4, rtol=0)
-    assert list(directions.estimators(["phase-pca", "probe"], [1, 4])) == [
-        "phase-pca-1",
-        "phase-pca-4",
-        "probe",
+    asked = list(directions.estimators(["phase-pca", "probe"], [1, 4]))
+    assert [one.name for one in asked] == ["phase-pca-1", "phase-pca-4", "probe"]
+    assert [(one.estimator, one.rank) for one in asked] == [
+        ("phase-pca", 1),
+        ("phase-pca", 4),
+        ("probe", None),
     ]
 
 
@@ -198,7 +206,7 @@ def test_residuals_are_read_a_few_layers_at_a_time(split):
         )
         assert torch.equal(found, like)
         rows, like = (
-            directions.describe("x", found, found, one, layers) for one in (sharded, split)
+            directions.describe(ONE, found, found, one, layers) for one in (sharded, split)
         )
         assert rows == like
     assert torch.equal(directions.mean_norms(sharded), directions.mean_norms(split))
@@ -212,10 +220,10 @@ def test_description(split):
         primary = directions.cross_fit(
             lambda part: directions.update_mean(part, []), split, fold, 3
         )
-        return fitted, primary, directions.describe("x", fitted, primary, split, [3, 4])
+        return fitted, primary, directions.describe(ONE, fitted, primary, split, [3, 4])
 
     fitted, _, rows = table(directions.update_mean)
-    assert len(rows) == 3 * 5
+    assert len(rows) == 3 * 5 and {row["name"] for row in rows} == {"x"}
     for row in rows:
         update = split.residuals[:, row["layer"]] - split.residuals[:, row["layer"] - 1]
         own = fitted[row["fold"], row["fold"], 0]
@@ -228,7 +236,7 @@ def test_description(split):
     expected = fitted[1, 1, 1] @ primary[1, 1, 0]
     assert rows[4]["cosine_primary"] == pytest.approx(expected.item(), abs=1e-5)
     # the first estimator may be the one that depends on the layer
-    rows = directions.describe("x", primary, fitted, split, [3, 4])
+    rows = directions.describe(ONE, primary, fitted, split, [3, 4])
     assert [row["layer"] for row in rows] == [3, 3, 3, 4, 4, 4]
     assert rows[4]["cosine_primary"] == pytest.approx(expected.item(), abs=1e-5)
 
@@ -294,7 +302,7 @@ def test_no_block_writes_layer_0(split):
     """Directions that may be added there have no update to be compared with."""
     fold = np.arange(60) % 3
     fitted = directions.cross_fit(lambda part: directions.probe(part, [0, 2]), split, fold, 3)
-    rows = directions.describe("x", fitted, fitted, split, [0, 2])
+    rows = directions.describe(ONE, fitted, fitted, split, [0, 2])
     assert [row["layer"] for row in rows] == [0, 0, 0, 2, 2, 2]
     assert all(np.isnan([row["cosine"], row["explained_variance"]]).all() for row in rows[:3])
     for row in rows:
@@ -324,3 +332,30 @@ def test_read_only_masks_are_taken_without_a_warning(split, recwarn):
         torch.set_warn_always(always)
     assert torch.equal(kept.residuals, split.residuals[:30])
     assert not recwarn.list
+
+
+def test_what_directions_are_is_saved_with_their_vectors(tmp_path):
+    """Names are free: nothing of what a direction is is read out of them."""
+    plain = Direction(name="mean from a (rotate)", kind="estimator", estimator="mean", rank=2)
+    some = [
+        plain,
+        plain.from_source("category:STEM"),
+        plain.of_part("null-space"),
+        plain.as_control("rescale"),
+    ]
+    vectors = {one: torch.randn(3, 3, 1, 2, 8) for one in some}
+    given = {"controls": torch.randn(1, 4, 8), "norms": torch.rand(3, 3, 6)}
+    prompts = {"question_id": "q", "option_ids": [[1]], "input_ids": [[2]]}
+    table = pd.DataFrame(prompts).assign(shard=0, prompt="")
+    run, path = Run(tmp_path / "prompts.parquet", table), tmp_path / "directions.safetensors"
+    Fitted(directions=vectors, layers=[2], fold=torch.tensor([0]), **given).save(run, path)
+    read = Fitted.load(run, path)
+    assert list(read.directions) == some and read.layers == [2] and read.written is None
+    for one, fits in vectors.items():
+        assert torch.equal(read.directions[one], fits)
+    done = [one.direction for one in read.variants()]
+    assert done == [*some[:3], *map(plain.as_control, ("subtract", "rotate", "rescale")), some[3]]
+    assert [one.fitted_on for one in some] == [None, "category:STEM", None, None]
+    run.write(path, {"fold": torch.tensor([0])})
+    with pytest.raises(InputError, match="does not say what its directions are"):
+        Fitted.load(run, path)

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
-from sweeps import ALPHAS, STILL, steered, sweep
+from sweeps import ALPHAS, PRIMARY, STILL, logits_of, steered, sweep
 
 from layercal.metrics import calibration, scoring
+from layercal.metrics.readings import Group
 from layercal.steering import evaluation, verdicts
 
 
 def test_baselines_change_no_other_verdict(rng):
     made = sweep(rng, [1.5, 1, 0.7, 1 / 3])
-    rows = verdicts.summarise({"all": (made, True)}, ["update-mean"])
+    rows = verdicts.summarise({Group(): (made, True)})
     assert steered(made) == [row for row in rows if row["kind"] != "baseline"] != rows
 
 
@@ -45,10 +46,12 @@ def test_dose_response_is_the_metric_at_each_setting(rng):
     made = sweep(rng, [1.5, 1, 0.7, 1 / 3])
     table = evaluation.dose_response(made)
     assert len(table) == (2 * 6 + 4) * len(ALPHAS)
-    assert set(table["direction"]) == {"update-mean", "matched control", "matched controls"}
+    kinds = table.groupby("direction")["kind"].unique().map(list).to_dict()
+    matched = {"matched control": ["matched"], "matched controls": ["matched"]}
+    assert kinds == {"update-mean": ["estimator"], **matched}
     assert (table["eta"] == table["alpha"] * 3.0).all()
     for a, alpha in enumerate(ALPHAS):
-        p = softmax(made.logits["through-network"][:, 0, 0, a], -1)
+        p = softmax(made.steered["through-network"].fitted[:, 0, 0, 0, a], -1)
         rows = table[(table["direction"] == "update-mean") & (table["alpha"] == alpha)]
         rows = rows.set_index("metric")
         correct = p.argmax(-1) == made.answer
@@ -83,13 +86,13 @@ def test_the_band_of_controls_is_that_of_each_of_them(rng):
 def test_each_question_is_read_under_the_fit_without_its_fold(rng):
     """Fits of the other folds get absurd logits: held-out readings must not touch them."""
     made = sweep(rng, [1, 1, 1, 1])
-    logits = made.logits["through-network"]
-    expected = made.held_out("through-network", "update-mean").copy()
+    logits = made.steered["through-network"].fitted
+    expected = made.held_out("through-network", PRIMARY).copy()
     np.testing.assert_array_equal(expected[0, 1], made.unsteered("through-network", 0))
     for fit in range(3):
-        rows = np.ix_(made.fold != fit, [fit])
+        rows = np.ix_(made.fold != fit, [0], [fit])
         logits[rows] = 1e3 * rng.normal(size=logits[rows].shape)
-    np.testing.assert_array_equal(made.held_out("through-network", "update-mean"), expected)
+    np.testing.assert_array_equal(made.held_out("through-network", PRIMARY), expected)
 
 
 def test_a_direction_that_corrects_is_recognised(rng):
@@ -131,11 +134,11 @@ def test_a_harm_is_called_one_where_ece_was_within_its_floor(rng):
     """Scale 1 helps on the questions it is chosen on, and sharpens those that it is scored on."""
     made = sweep(rng, [1, 1, 1, 1], sharpness=1.0)
     helps = np.log(0.05 + np.eye(4)[made.answer])
-    for logits in made.logits.values():
+    for logits in logits_of(made):
         for fit in range(3):
             own = made.fold == fit
-            logits[own, fit, 0, 3] *= 4
-            logits[~own, fit, 0, 3] += helps[~own]
+            logits[own, 0, fit, 0, 3] *= 4
+            logits[~own, 0, fit, 0, 3] += helps[~own]
     (found,) = steered(made)
     assert found["alphas"] == [1, 1, 1] and found["ece_before"] <= found["ece_null_high"]
     assert found["outcome"] == "raised" and found["nll_change_low"] > 0

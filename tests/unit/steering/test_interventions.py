@@ -8,6 +8,7 @@ from families import BATCHED, blocks_of, tiny
 
 from layercal import model
 from layercal.steering import interventions
+from layercal.steering.fitted import Direction, Fitted
 
 IDS = [5, 9, 2, 77, 31, 8, 40]
 OPTIONS = torch.tensor([11, 23, 5, 90])
@@ -105,7 +106,7 @@ def test_one_chunk_equals_many(steerable):
 def test_lower_blocks_run_once_for_all_changes_everywhere(tiny_model):
     read = model.LensModel(tiny_model)
     fitted, alphas = made_up_sweep(read), [-1.0, 0, 0.5]
-    fitted["layers"] = torch.tensor([2])
+    fitted.layers = [2]
     prefix, ran = read.prefix(torch.tensor(IDS)), []
     for layer in tiny_model.model.layers:
         layer.mlp.register_forward_hook(lambda module, *_: ran.append(module))
@@ -158,16 +159,23 @@ def fits(width, layers=2, folds=3, rank=1, seed=0):
     return torch.linalg.qr(drawn).Q.mT
 
 
+def direction(name):
+    return Direction(name=name, kind="estimator", estimator=name)
+
+
 def made_up_sweep(read):
     norms = read.residuals(torch.tensor([IDS]))[0].norm(dim=-1)
-    return {
-        "direction/000/first": fits(read.width)[..., 0, :],
-        "direction/001/second": fits(read.width, layers=1, seed=1)[..., 0, :],
-        "subspace": fits(read.width, layers=1, rank=3),
-        "controls": fits(read.width, folds=2, seed=4)[0].transpose(0, 1)[:, :, 0],
-        "norms": norms * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2)),
-        "layers": torch.tensor([2, 5]),
-    }
+    subspace = direction("space").as_control("rescale")
+    return Fitted(
+        directions={
+            direction("first"): fits(read.width),
+            direction("second"): fits(read.width, layers=1, seed=1),
+            subspace: fits(read.width, layers=1, rank=3),
+        },
+        controls=fits(read.width, folds=2, seed=4)[0].transpose(0, 1)[:, :, 0],
+        norms=norms * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2)),
+        layers=[2, 5],
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,30 +185,31 @@ def test_sweep_is_each_change_in_a_full_pass(tiny_model, mode, positions):
     read = model.LensModel(tiny_model)
     h = read.residuals(torch.tensor([IDS]))[0]
     fitted = made_up_sweep(read)
-    norms, alphas, own = fitted["norms"], [-1.0, 0, 0.5], 1
+    norms, alphas, own = fitted.norms, [-1.0, 0, 0.5], 1
+    one_by_one, two_by_two, space = fitted.directions.values()
     prefix = read.prefix(torch.tensor(IDS))
-    names = [one.name for one in interventions.variants(fitted)]
-    assert names == ["first", "second"] + [
-        f"first ({how})" for how in ("subtract", "rotate", "rescale")
-    ] + ["phase-subspace (rescale)"]
+    done = [(one.direction.estimator, one.direction.intervention) for one in fitted.variants()]
+    assert done == [("first", "add"), ("second", "add")] + [
+        ("first", how) for how in ("subtract", "rotate", "rescale")
+    ] + [("space", "rescale")]
     found = interventions.sweep_prompt(
         read, prefix, OPTIONS, fitted, own, alphas, [mode, "lens"], chunk=7
     )
     for name in (mode, "lens"):
-        assert found[name].shape == found[f"{name}-frozen"].shape == (6 * 3, 2, 3, 4)
-        assert found[f"{name}-controls"].shape == (2, 2, 3, 4)
+        assert found[name].fitted.shape == found[name].frozen.shape == (6, 3, 2, 3, 4)
+        assert found[name].controls.shape == (2, 2, 3, 4)
 
-    def close(row, place, a, move, name=mode):
+    def close(read, place, a, move):
         layer = [2, 5][place]
         expected = naive_steered(tiny_model, layer, move, positions)
-        torch.testing.assert_close(found[name][row, place, a], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(read[place, a], expected, atol=1e-4, rtol=1e-4)
 
     for place, layer in enumerate([2, 5]):
-        first = fitted["direction/000/first"][:, own, place]
+        first = one_by_one[:, own, place, 0]
         for fold in range(3):
             for a, alpha in enumerate(alphas):
                 eta = alpha * norms[fold, own, layer]
-                one, basis = first[fold], fitted["subspace"][fold, own, 0]
+                one, basis = first[fold], space[fold, own, 0]
 
                 def turned(at, eta=eta, one=one):
                     moved = at + eta * one
@@ -208,25 +217,22 @@ def test_sweep_is_each_change_in_a_full_pass(tiny_model, mode, positions):
 
                 moves = [
                     eta * one,
-                    eta * fitted["direction/001/second"][fold, own, 0],
+                    eta * two_by_two[fold, own, 0, 0],
                     -eta * one,
                     turned,
                     lambda at, alpha=alpha, one=one: alpha * (at @ one) * one,
                     lambda at, alpha=alpha, basis=basis: alpha * basis.T @ basis @ at,
                 ]
                 for variant, move in enumerate(moves):
-                    close(3 * variant + fold, place, a, move)
+                    close(found[mode].fitted[variant, fold], place, a, move)
         for r in range(2):
-            move = 0.5 * norms[own, own, layer] * fitted["controls"][place, r]
-            close(r, place, 2, move, f"{mode}-controls")
-    torch.testing.assert_close(found["lens"][:, 1], found[mode][:, 1])
+            move = 0.5 * norms[own, own, layer] * fitted.controls[place, r]
+            close(found[mode].controls[r], place, 2, move)
+    last = (found[one].fitted[:, :, 1] for one in ("lens", mode))
+    torch.testing.assert_close(*last)
     # ablating the subspace leaves nothing of the stream in it
-    (gone,) = interventions.rescale(
-        h[2], fitted["subspace"][:1, own, 0], None, torch.tensor([-1.0])
-    )[0]
-    torch.testing.assert_close(
-        fitted["subspace"][0, own, 0] @ gone, torch.zeros(3), atol=1e-4, rtol=0
-    )
+    (gone,) = interventions.rescale(h[2], space[:1, own, 0], None, torch.tensor([-1.0]))[0]
+    torch.testing.assert_close(space[0, own, 0] @ gone, torch.zeros(3), atol=1e-4, rtol=0)
 
 
 def test_growth_is_that_of_the_norm_that_is_divided_by(tiny_model):
@@ -238,14 +244,15 @@ def test_growth_is_that_of_the_norm_that_is_divided_by(tiny_model):
     for place, layer in enumerate([2, 5]):
         h = prefix.residuals[layer]
         for fold in range(3):
-            eta = 2 * fitted["norms"][fold, own, layer]
-            moved = h + eta * fitted["direction/000/first"][fold, own, place]
+            eta = 2 * fitted.norms[fold, own, layer]
+            first, *_ = fitted.directions.values()
+            moved = h + eta * first[fold, own, place, 0]
             ends = {"lens": (moved, h)}
             final = read.continue_from(prefix, layer, moved[None])[0]
             ends["through-network"] = final, prefix.residuals[-1]
             for mode, (new, old) in ends.items():
                 expected = new.pow(2).mean().sqrt() / old.pow(2).mean().sqrt()
-                grown = found[f"{mode}-growth"][fold, place]
+                grown = found[mode].growth[fold, place]
                 torch.testing.assert_close(grown, torch.tensor([1.0, expected]))
 
 
@@ -262,10 +269,13 @@ def test_what_is_unsteered_is_what_was_extracted(tiny_model, mode):
     for place, layer in enumerate([2, 5]):
         at = layer if mode == "lens" else 5
         expected = read.option_logits(extracted.residuals[at], OPTIONS)
-        for kind in ("", "-frozen", "-controls"):
-            still = found[mode + kind][:, place, 0]
+        read_by = found[mode]
+        for logits in (*read_by.fitted, *read_by.frozen, read_by.controls):
+            still = logits[:, place, 0]
             assert torch.equal(still, expected.expand_as(still))
-    effect, like = (one[mode][:, 0, 1] - one[mode][:, 0, 0] for one in (found, exact))
+    effect, like = (
+        one[mode].fitted[:, :, 0, 1] - one[mode].fitted[:, :, 0, 0] for one in (found, exact)
+    )
     assert (effect - like).abs().max() < 0.1 * like.abs().max()
 
 

@@ -108,7 +108,7 @@ def test_ranks_are_uniform_where_the_direction_is_one_of_the_controls():
 
 def test_a_control_of_the_sweep_is_the_first_of_the_tally(rng):
     made = sweep(rng, [1, 1, 1, 1], control_factors=rng.uniform(0.3, 1.2, (4, 4)))
-    held = made.held_out("through-network", tally.CONTROL)[0, 2]
+    held = made.under_control("through-network")[0, 2]
     nll = -np.log(softmax(held, -1)[np.arange(600), made.answer]).mean()
     of_all = made.controls.at_each_scale("through-network")["nll"]
     assert of_all[0, 0, 2] == pytest.approx(nll)

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import softmax
-from sweeps import steered, sweep
+from sweeps import PRIMARY, logits_of, steered, sweep
 
 from layercal.metrics import calibration, resampling
-from layercal.steering import verdicts
+from layercal.metrics.readings import Group
+from layercal.steering import baselines, verdicts
 
 HELPS = [1.5, 1, 0.7, 1 / 3]
 
@@ -44,9 +45,9 @@ def test_shares_of_a_gain_that_may_be_chance_are_not_given(rng):
 
 def test_baselines_stand_beside(rng):
     made = sweep(rng, HELPS)
-    rows = verdicts.summarise({"all": (made, True)}, ["update-mean"])
+    rows = verdicts.summarise({Group(): (made, True)})
     by_name = {row["direction"]: row for row in rows}
-    assert set(by_name) == {"update-mean", *verdicts.BASELINES}
+    assert set(by_name) == {"update-mean", *baselines.BASELINES, "temperature of equal growth"}
     grown = by_name["temperature of equal growth"]
     assert grown["kind"] == "baseline" and grown["alphas"] == [1, 1, 1]
     assert grown["nll_after"] == pytest.approx(by_name["update-mean"]["nll_after"])
@@ -64,7 +65,7 @@ def test_each_part_of_the_questions_has_its_own_chance(rng):
     assert verdicts.above_chance(made)
     assert verdicts.above_chance(made.take(~guessed))
     assert not verdicts.above_chance(made.take(guessed))
-    for logits in made.logits.values():  # of two options half are right by chance
+    for logits in logits_of(made):  # of two options half are right by chance
         logits[..., 2:] = -np.inf
     made.answer = rng.integers(0, 2, 600)
     assert not verdicts.above_chance(made)
@@ -73,32 +74,25 @@ def test_each_part_of_the_questions_has_its_own_chance(rng):
 def test_p_values_are_adjusted_for_all_rows_groups_and_pairs(rng):
     """Of a kind, over layers, modes and languages (Holm), and over the pairs of the study."""
     made = two_layers(rng, [1.5, 1, 0.99, 0.98], sharpness=1.1, part=np.arange(600) < 300)
-    halves = {"all": made, "language:de": made.take(np.arange(600) < 300)}
+    halves = {Group(): made, Group("language", "de"): made.take(np.arange(600) < 300)}
     parts = {name: (one, True) for name, one in halves.items()}
     for pairs in (1, 2):
-        rows = verdicts.summarise(parts, ["update-mean"], pairs=pairs)
+        rows = verdicts.summarise(parts, pairs=pairs)
         own = [one for one in rows if one["kind"] == "estimator"]
         assert len(own) == 2 * 3
         expected = pairs * resampling.holm([one["nll_p"] for one in own])
         np.testing.assert_allclose([one["nll_p_holm"] for one in own], expected.clip(max=1))
 
 
-def test_kinds():
-    assert verdicts.kind("temperature of equal growth", []) == "baseline"
-    assert verdicts.kind("update-mean", ["update-mean"]) == "estimator"
-    assert verdicts.kind("update-mean (rotate)", ["update-mean"]) == "control"
-    assert verdicts.kind("update-mean from category:STEM", ["update-mean"]) == "transfer"
-    assert verdicts.kind("vector scaling", ["update-mean"]) == "baseline"
-
-
 def two_layers(rng, factors, **settings):
     """A sweep whose first layer does nothing, and whose second has the factors."""
     made = sweep(rng, factors, **settings)
-    for mode, logits in made.logits.items():
-        still = np.broadcast_to(logits[:, :, :, [1]], logits.shape)
-        made.logits[mode] = np.concatenate([still, logits], 2)
-    for mode, growth in made.growth.items():
-        made.growth[mode] = np.concatenate([np.ones_like(growth), growth], 2)
+    for one in made.steered.values():
+        for name in ("fitted", "frozen"):
+            logits = getattr(one, name)
+            still = np.broadcast_to(logits[:, :, :, :, [1]], logits.shape)
+            setattr(one, name, np.concatenate([still, logits], 3))
+        one.growth = np.concatenate([np.ones_like(one.growth), one.growth], 2)
     sums = made.controls.sums
     for mode, one in sums.items():
         sums[mode] = np.concatenate([np.broadcast_to(one[:, :, :, [1]], one.shape), one], 1)
@@ -110,10 +104,11 @@ def test_the_layer_is_chosen_without_the_scored_questions(rng):
     made = two_layers(rng, HELPS)
     rows = {row["layer"]: row for row in steered(made)}
     assert list(rows) == [1, 2, "selected"]
+    assert [row["layer_choice"] for row in rows.values()] == ["fixed", "fixed", "chosen"]
     assert rows["selected"]["layers"] == [2, 2, 2] and rows["selected"]["alphas"] == [1, 1, 1]
     assert rows["selected"]["ece_after"] == rows[2]["ece_after"] < rows[1]["ece_after"]
     changed = two_layers(np.random.default_rng(0), HELPS)
-    for logits in changed.logits.values():
+    for logits in logits_of(changed):
         logits[changed.fold == 1] = rng.normal(size=logits[changed.fold == 1].shape)
     again = {row["layer"]: row for row in steered(changed)}
     assert again["selected"]["layers"][1] == 2 and again["selected"]["alphas"][1] == 1
@@ -123,14 +118,15 @@ def test_transfer_takes_its_scale_from_the_source_alone(rng):
     """On one half the direction helps, on the other it harms: what was learnt there is kept."""
     half = np.arange(600) % 2 == 0
     made = sweep(rng, HELPS, part=half, control_factors=np.array([HELPS]))
-    for logits in made.logits.values():
-        logits[~half] = logits[~half][:, :, :, [3, 1, 1, 0]]
-    groups = {"helps": half, "harms": ~half}
-    rows = verdicts.transfer(made, groups, {"update-mean": "helps"})
-    assert [row["scored_on"] for row in rows] == ["helps", "harms"]
+    for logits in logits_of(made):
+        logits[~half] = logits[~half][:, :, :, :, [3, 1, 1, 0]]
+    helps, harms = (Group("category", name) for name in ("helps", "harms"))
+    rows = verdicts.transfer(made, {helps: half, harms: ~half}, {PRIMARY: helps})
+    assert [row["target"] for row in rows] == ["helps", "harms"]
+    assert {(row["source"], row["fitted_on"]) for row in rows} == {("helps", "category:helps")}
     assert rows[0]["nll_change_high"] < 0 and rows[0]["n"] == 300
     assert rows[1]["nll_after"] > rows[0]["nll_after"]
-    read = softmax(made.logits["through-network"][half, 0, 0, 3], -1)
+    read = softmax(made.steered["through-network"].fitted[half, 0, 0, 0, 3], -1)
     correct = read.argmax(-1) == made.answer[half]
     assert rows[0]["ece_after"] == pytest.approx(calibration.ece(read.max(-1), correct))
     # the controls help on both halves: the direction is one of them here, and worse there
@@ -142,7 +138,7 @@ def test_transfer_takes_its_scale_from_the_source_alone(rng):
 def test_reliability_is_that_of_what_is_scored(rng):
     made = sweep(rng, HELPS)
     (row,) = steered(made)
-    found = pd.DataFrame(verdicts.reliability(made, "update-mean", 10))
+    found = pd.DataFrame(verdicts.reliability(made, 10))
     for state, expected in ((False, "ece_before"), (True, "ece_after")):
         bins = found[found["steered"] == state]
         gap = (bins["accuracy"] - bins["confidence"]).abs()

@@ -1,0 +1,56 @@
+"""Recalibrate the reading of every layer, and ask whether a phase is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from layercal import results
+from layercal.metrics import accuracy, readings, resampling
+from layercal.metrics.phase import detect
+from layercal.metrics.recalibration import TEMPERATURE, VECTOR, cross_tempered, table
+from layercal.sources import questions
+from layercal.stages import Output, log
+from layercal.steering import baselines
+
+
+def measure_recalibration(
+    *,
+    prompts: Path,
+    options: Path,
+    n_bins: int = 10,
+    draws: int = 1000,
+    tolerance: float = 0.02,
+    folds: int = 5,
+    seed: int = 0,
+    recalibration: Output,
+    phase: Output,
+) -> None:
+    """Write scores of the logit lens before and after, and the phase of the tempered readings."""
+    run = results.Run.load(prompts)
+    asked = run.prompts.drop_duplicates("question_id")
+    cluster = pd.factorize(asked["cluster"])[0]
+    read = next(iter(readings.from_options(run.by_prompt(options), cluster).values()))
+    fold = np.array(questions.folds(asked["cluster"].tolist(), folds, seed))
+    scaled = _scaled(read, fold)
+    weights = resampling.cluster_weights(cluster, draws, seed)
+    run.write(recalibration, table(read, scaled, fold, weights, n_bins))
+    letters = read.logits[-1].argmax(-1), read.answer, read.n_options[-1], cluster
+    known = accuracy.above_chance(*letters, draws, seed)
+    confidence = softmax(scaled[TEMPERATURE], -1).max(-1)
+    left = detect(confidence, read.correct, weights, known, tolerance, n_bins, cluster)
+    run.write(phase, left.to_json())
+    log.info("With a temperature for each layer: %s", left.reason)
+
+
+def _scaled(read: readings.Readings, fold: np.ndarray) -> dict[str, np.ndarray]:
+    """Held-out logits of every layer by recalibration; (layers, n, k)."""
+    vector = [
+        baselines.cross_apply(baselines.vector_scaling, layer, read.answer, fold)
+        for layer in read.logits
+    ]
+    tempered = cross_tempered(read.logits, read.answer, fold)
+    return {TEMPERATURE: tempered, VECTOR: np.stack(vector)}

@@ -1,0 +1,94 @@
+"""What the pages say, and that what they are told is text to them."""
+
+import re
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from layercal.report import atlas, index, pages, tables
+
+PHASE = {
+    "n": 40,
+    "reason": "Because <b>.",
+    "outcome": "undecided",
+    "exists": False,
+    "top_letter": 0.625,
+    "chance": 0.25,
+    "accuracy_final": 0.5,
+    "accuracy_final_low": 0.4,
+    "accuracy_final_high": 0.6,
+    "decision_layer": 1,
+    "peak_layer": 1,
+    "final_layer": 2,
+    "ece_peak": 0.3,
+    "ece_final": 0.1,
+    "correction": 0.2,
+    "ci_low": 0.1,
+    "ci_high": 0.3,
+}
+CLAIM = {"key": "phase", "claim": "it <falls>", "outcome": "confirmed", "value": 0.2}
+CLAIM |= {"ci_low": None, "ci_high": 1}
+
+
+@pytest.fixture
+def results():
+    """Results of one model on one question set."""
+    rows = [
+        {"metric": metric, "n_bins": bins, "layer": layer, "value": 0.1 * layer, "n": 40}
+        for metric, bins in (("accuracy", 0), ("ece", 10), ("ece", 15))
+        for layer in range(3)
+    ]
+    same = {"group": "all", "lens": "logit", "order": "as-is", "ci_low": 0.0, "ci_high": 0.5}
+    metrics = pd.DataFrame(rows).assign(**same, null_mean=0.1, null_high=0.2)
+    metrics["primary"] = metrics["n_bins"] != 15
+    return SimpleNamespace(metrics=metrics, phase=PHASE, summary={"claims": [{**CLAIM, "n": 40}]})
+
+
+def cells(page):
+    """Text of the first row of the atlas, by heading."""
+    heads = re.findall(r"<button>(.*?)</button>", page)
+    row = re.search(r"<tbody>\s*<tr>(.*?)</tr>", page, re.S)[1]
+    found = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)]
+    return dict(zip(heads, found, strict=True))
+
+
+def test_the_atlas_names_the_outcome_and_the_top_letter(results):
+    reports = {"m/<q>": results, "other/q": results}
+    drawing = atlas.draw(reports)
+    page = atlas.page(reports, drawing, {"PDF": "atlas.pdf"})
+    row = cells(page)
+    assert row["correction phase"] == "undecided" and row["share of the top letter"] == "0.625"
+    assert row["ECE, last layer"] == "0.200 [0.000, 0.500]" and row["report"] == "m/&lt;q&gt;"
+    assert 'href="m/&lt;q&gt;.html"' in page and "<q>" not in page
+    assert "<td>it &lt;falls&gt;</td><td>confirmed: +0.200 [no end, +1.000], n = 40</td>" in page
+    assert page.count("near 0.20") == 2 and '<tr class="reported">' in page
+    shown = drawing.data[drawing.data["report"] == "other/q"]
+    assert shown["depth"].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+
+
+def test_the_index_names_the_outcome(results):
+    page = index.page({"m/q": results.phase})
+    assert "<td>undecided</td>" in page and "Because &lt;b&gt;." in page
+    assert '<a href="m/figures/q/claims.tex">' in page
+
+
+def test_tables_are_escaped_and_say_what_is_missing():
+    frame = pd.DataFrame({"<a>": ["confirmed", "<i>"], "b": [0.12345, float("nan")], "n": [1, 2]})
+    html = pages.table(frame)
+    assert '<th scope="col">&lt;a&gt;</th>' in html and '<td class="confirmed">confirmed' in html
+    assert "<td>&lt;i&gt;</td><td>–</td><td>2</td>" in html and "<td>0.123</td><td>1</td>" in html
+
+
+def test_a_page_lists_its_headings():
+    body = '<h1>t</h1><h2 id="a-b">A <em>b</em><a class="anchor-link" href="#a-b">¶</a></h2>'
+    assert '<a href="#a-b">A <em>b</em></a>' in pages.contents(body)
+    page = pages.page("<t>", body)
+    assert body in page and "<title>&lt;t&gt;</title>" in page and page.startswith("<!doctype")
+
+
+def test_key_layers_are_shown_at_every_number_of_bins(results):
+    shown = tables.key_layers(results)
+    assert shown["layer"].unique().tolist() == [1, 2]
+    assert shown["metric"].tolist() == ["accuracy", "ECE", "ECE"] * 2
+    assert shown["bins"].tolist() == ["–", 10, 15] * 2
