@@ -61,16 +61,8 @@ class Run:
                 digest.update(np.array([len(ids), *ids], "<i8").tobytes())
         return digest.hexdigest()
 
-    def write(self, path: Path, content: pd.DataFrame | dict, about: dict | None = None) -> None:
-        """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run.
-
-        Parameters
-        ----------
-        path : Path
-        content : DataFrame or dict
-        about : dict of str, optional
-            What to say of tensors in the metadata of their file; :func:`about` reads it.
-        """
+    def write(self, path: Path, content: pd.DataFrame | dict) -> None:
+        """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run."""
         if path.suffix == ".parquet":
             marked = content.copy(deep=False)
             marked.attrs = {KEY: self.fingerprint}
@@ -78,7 +70,7 @@ class Run:
         elif path.suffix == ".safetensors":
             from safetensors.torch import save
 
-            data = save(content, {KEY: self.fingerprint, **(about or {})})
+            data = save(content, {KEY: self.fingerprint})
         else:
             data = json.dumps({KEY: self.fingerprint, **content}, indent=2) + "\n"
         write_atomically(path, data)
@@ -162,14 +154,9 @@ def made_from(path: Path) -> str | None:
             kept = pyarrow.parquet.read_schema(path).metadata or {}
             return json.loads(kept.get(b"PANDAS_ATTRS", b"{}")).get(KEY)
         if path.suffix == ".safetensors":
-            return about(path).get(KEY)
+            with safe_open(path, "np") as file:
+                return (file.metadata() or {}).get(KEY)
         return json.loads(path.read_text()).get(KEY)
-
-
-def about(path: Path) -> dict[str, str]:
-    """What a file of tensors (safetensors) says of them in its metadata."""
-    with safe_open(path, "np") as file:
-        return file.metadata() or {}
 
 
 def same(*paths: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, tensor
+from torch import Tensor, tensor, uint8
 
 from layercal import InputError, results
 
@@ -15,6 +15,7 @@ from layercal import InputError, results
 ESTIMATOR, TRANSFER, CONTROL, BASELINE = "estimator", "transfer", "control", "baseline"
 # what is done with the primary direction, beside adding it, as a control
 CONTROLS = "subtract", "rotate", "rescale"
+IDENTITY = "identity"  # the tensor that says in JSON what each direction is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +123,27 @@ class Fitted:
         InputError
             As of :meth:`layercal.results.Run.check`, or if it does not say what its vectors are.
         """
-        tensors, about = run.read(path), results.about(path)
-        if "directions" not in about:
+        tensors = run.read(path)
+        if IDENTITY not in tensors:
             raise InputError(
                 f"{path} does not say what its directions are, so it is of an earlier version; "
                 "delete it and run again, which makes it anew"
             )
-        fields = json.loads(about["directions"])
+        fields = json.loads(bytes(tensors.pop(IDENTITY).tolist()))
         fits = [tensors.pop(f"fits/{place}") for place in range(len(fields))]
         directions = dict(zip((Direction(**one) for one in fields), fits, strict=True))
         layers = tensors.pop("layers").tolist()
         return cls(directions=directions, layers=layers, **tensors)
 
     def save(self, run: results.Run, path: Path) -> None:
-        """Write the vectors, and in the file's metadata what each of them is."""
+        """Write the vectors, and as JSON what each of them is."""
         tensors = {f"fits/{i}": fits for i, fits in enumerate(self.directions.values())}
         tensors |= {"controls": self.controls, "norms": self.norms, "fold": self.fold}
         tensors |= {"layers": tensor(self.layers), "written": self.written}
-        fields = json.dumps([asdict(one) for one in self.directions])
-        given = {name: one for name, one in tensors.items() if one is not None}
-        run.write(path, given, {"directions": fields})
+        fields = json.dumps([asdict(one) for one in self.directions]).encode()
+        # safetensors has metadata of one entry only that is the same file each time
+        tensors[IDENTITY] = tensor(list(fields), dtype=uint8)
+        run.write(path, {name: one for name, one in tensors.items() if one is not None})
 
     def variants(self) -> list[Variant]:
         """Everything that is done: each direction is added; the first one's controls; the rest."""
