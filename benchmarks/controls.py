@@ -9,17 +9,27 @@ directions by ECE on scales up to 2.
 
     python benchmarks/controls.py                 # some ten minutes on two cores
     python benchmarks/controls.py --part rank --repeats 200
+
+After ``make study``, on the residuals of a study: does it matter to which direction they are matched?
+
+    python benchmarks/controls.py --part sets
 """
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+import torch
 from scipy.special import log_softmax, softmax
 from tqdm import tqdm
 
 from layercal.metrics import calibration, paired
-from layercal.steering import claims, tally
+from layercal.model import load
+from layercal.results import Results
+from layercal.steering import claims, interventions, tally
+from layercal.steering.controls import matched_directions
+from layercal.steering.directions import Split
+from layercal.steering.fitted import Fitted
 
 WIDTH, FOLDS, CONTROLS = 128, 5, 200
 SCALES = [0, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6]
@@ -64,7 +74,7 @@ def matched(rng, options, shared, count, cosine=0.2):
 def scored(logits, answer, fold, scales):
     """Cross-fitted changes of each direction, by this version's rule."""
     rows = tally.score_rows(logits, answer, 1)  # NLL decides; bins are not looked at
-    sums = np.stack([rows[..., fold == f, :].sum(-2) for f in range(FOLDS)])
+    sums = np.stack([rows[..., fold == f, :].sum(-2) for f in np.unique(fold)])
     made = {"cell": fold, "fold": fold, "alphas": scales, "accuracy_margin": 0.02}
     return tally.Tally(sums={"lens": sums[:, None]}, **made).changes("lens", [0])
 
@@ -133,6 +143,29 @@ def beyond_growth(h, options, own, answer, fold):
     return paired.mean_change(scored[1] - scored[0], np.arange(len(answer))).interval()[1] < 0
 
 
+def sets_matched(results, scales):
+    """Changes of NLL by layer and direction matched to, of all controls; read at the layer."""
+    prompts, fitted = results.prompts, Fitted.load(results.run, results.path("vectors"))
+    model = load(results.path("manifest").parent, "float32", "cpu")
+    option_ids = torch.tensor(max(prompts["option_ids"], key=len))
+    answer, fold = prompts["answer"].to_numpy(), fitted.fold.numpy()
+    split = Split(results.residuals, np.empty(0), answer, option_ids, model)
+    alphas = torch.tensor(scales, dtype=torch.float32)
+    primary = next(iter(fitted.directions))
+    wanted = primary, primary.of_part("null-space")
+    for layer in fitted.layers:
+        h, eta = split.residuals[:, layer].float(), fitted.norms[:, :, layer].diagonal().mean()
+        for direction, fits in fitted.directions.items():
+            if direction in wanted:
+                theirs = matched_directions(split, fits, [layer], CONTROLS, 0)[0, :, None]
+                logits = np.empty((CONTROLS, len(scales), len(h), len(option_ids)))
+                for place, one in enumerate(theirs):
+                    moved = interventions.add(h, one[None], (eta * alphas)[None], alphas)[:, 0]
+                    with torch.inference_mode():
+                        logits[place] = model.option_logits(moved, option_ids).transpose(0, 1)
+                yield layer, direction.name, scored(logits, answer, fold, scales)["nll"]
+
+
 RULES = (
     "rank p <= .05 among 200 matched",
     "and beyond the temperature of equal growth",
@@ -182,9 +215,12 @@ def repeat(pool, function, repeats, *arguments):
 
 def main():
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--part", choices=["rank", "paired"], action="append")
+    made.add_argument("--part", choices=["rank", "paired", "sets"], action="append")
     made.add_argument("--repeats", type=int, default=200)
     made.add_argument("--n", type=int, nargs="+", default=[281, 1500], help="questions")
+    made.add_argument("--study", default="embedded", help="of which --part sets reads")
+    made.add_argument("--model", default="qwen2.5-coder-1.5b")
+    made.add_argument("--questions", default="mmlu-dev")
     args = made.parse_args()
     parts = args.part or ["rank", "paired"]
     with ProcessPoolExecutor() as pool:
@@ -199,6 +235,13 @@ def main():
                         said = found[:, place]
                         turns = np.minimum(said.mean(1), 1 - said.mean(1)).mean()
                         print(f"| {name} | {n} | {rule} | {said.mean():.3f} | {turns:.3f} |")
+        if "sets" in parts:
+            print("| layer | controls matched to | change of NLL: median | lowest | highest |")
+            print("|---|---|---|---|---|")
+            of_study = Results(args.study, args.model, args.questions)
+            for layer, name, change in sets_matched(of_study, SCALES):
+                said = f"{np.median(change):.4f} | {change.min():.4f} | {change.max():.4f}"
+                print(f"| {layer} | {name} | {said} |", flush=True)
         if "paired" in parts:
             print("\nPaired NLL of readings, by true difference in nats; margin 0.01")
             print("| readings | difference | n | interval misses | p <= .05 | a fall is refuted |")
