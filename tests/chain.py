@@ -9,13 +9,16 @@ from conftest import ROOT, word_tokenizer
 from families import tiny
 
 from layercal.report import figures
-from layercal.stages.analyse_null_space import analyse_null_space
+from layercal.stages.ablate_blocks import ablate_blocks
+from layercal.stages.ablate_neurons import ablate_neurons
 from layercal.stages.draw_figures import draw_figures
 from layercal.stages.evaluate_steering import evaluate_steering
 from layercal.stages.extract_residuals import extract_residuals
 from layercal.stages.fetch_questions import fetch_questions
 from layercal.stages.fit_directions import fit_directions
+from layercal.stages.measure_blocks import measure_blocks
 from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.measure_null_space import measure_null_space
 from layercal.stages.read_lens import read_lens
 from layercal.stages.render_atlas import render_atlas
 from layercal.stages.render_explorer import render_explorer
@@ -120,13 +123,38 @@ class Chain:
         given = {
             "residuals": self.residuals,
             "rules": ["energy=0.9", "k=3"],
+            "table": self.path("nullspace.parquet"),
+        }
+        measure_null_space(**self.model(**{**given, **options}))
+
+    def neurons(self, **options):
+        given = {
+            "residuals": self.residuals,
+            "rules": ["energy=0.9", "k=3"],
             "n_neurons": 4,
             "random": 2,
             "draws": 100,
-            "shares": self.path("nullspace.parquet"),
-            "effects": self.path("neurons.parquet"),
+            "table": self.path("neurons.parquet"),
         }
-        analyse_null_space(**self.model(**{**given, **options}))
+        ablate_neurons(**self.model(**{**given, **options}))
+
+    def ablate(self, **options):
+        given = {
+            "residuals": self.residuals,
+            "phase": self.path("phase.json"),
+            "shard": 0,
+            "logits": self.path("blocks-0.safetensors"),
+        }
+        ablate_blocks(**self.model(**{**given, **options}))
+
+    def blocks(self, **options):
+        given = {
+            "prompts": self.path("prompts.parquet"),
+            "logits": sorted(self.folder.glob("blocks-*.safetensors")),
+            "draws": 100,
+            "table": self.path("blocks.parquet"),
+        }
+        measure_blocks(**{**given, **options})
 
     def steer(self, **options):
         given = {
@@ -219,7 +247,9 @@ class Chain:
 
     def study(self):
         """All tables, from the prompts on."""
-        for stage in ("metrics", "directions", "nullspace", "steer", "sweep"):
+        for stage in ("metrics", "nullspace", "neurons", "ablate", "blocks"):
+            getattr(self, stage)()
+        for stage in ("directions", "steer", "sweep"):
             getattr(self, stage)()
 
 

@@ -32,8 +32,9 @@ HEAD = """\
 NOTEBOOK = "reports/notebooks/report.ipynb"
 TEMPLATES = "src/layercal/report/templates"
 MODELS, QUESTIONS = "resources/models", "resources/questions"
-EXTRACT, LENS, DIRECTIONS, STEERING = (
-    f"results/${{study}}/{phase}" for phase in ("extract", "lens", "directions", "steering")
+EXTRACT, LENS, ABLATION, DIRECTIONS, STEERING = (
+    f"results/${{study}}/{phase}"
+    for phase in ("extract", "lens", "ablation", "directions", "steering")
 )
 KEPT = {"persist": True}  # else DVC deletes it and every rule of the stage runs again
 IN_GIT = {"cache": False, "persist": True}
@@ -52,12 +53,13 @@ PHASES = {
     "fetch": Phase(tuple(map(str, REGISTRIES)), (MODELS, QUESTIONS)),
     "extract": Phase((str(REGISTRIES[1]), MODELS, QUESTIONS), (EXTRACT,)),
     "lens": Phase((EXTRACT, MODELS), (LENS,)),
+    "ablation": Phase((EXTRACT, LENS, MODELS), (ABLATION,)),
     "directions": Phase((EXTRACT, LENS, MODELS), (DIRECTIONS,)),
     "steering": Phase((EXTRACT, LENS, DIRECTIONS, MODELS), (STEERING,)),
     "reports": Phase(
         (
             *("workflow/Snakefile", TEMPLATES, NOTEBOOK, MODELS, QUESTIONS),
-            *(EXTRACT, LENS, DIRECTIONS, STEERING),
+            *(EXTRACT, LENS, ABLATION, DIRECTIONS, STEERING),
         ),
         ("reports/rendered/${study}",),
         (NOTEBOOK,),

@@ -314,7 +314,7 @@ class Results:
     Attributes
     ----------
     residuals : Residuals
-    claims, verdicts, transfer, attribution, reliability : DataFrame
+    claims, verdicts, transfer, reliability : DataFrame
         Of ``summary``.
     """
 
@@ -335,13 +335,14 @@ class Results:
     directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
     vectors = _File("results/{study}/directions/{model}/{questions}/directions.safetensors")
     dimensions = _File("results/{study}/directions/{model}/{questions}/dimensions.parquet")
-    nullspace = _File("results/{study}/directions/{model}/{questions}/nullspace.parquet")
-    neurons = _File("results/{study}/directions/{model}/{questions}/neurons.parquet")
+    nullspace = _File("results/{study}/ablation/{model}/{questions}/nullspace.parquet")
+    neurons = _File("results/{study}/ablation/{model}/{questions}/neurons.parquet")
+    blocks = _File("results/{study}/ablation/{model}/{questions}/blocks.parquet")
     sweep = _File("results/{study}/steering/{model}/{questions}/sweep.parquet")
     summary = _File("results/{study}/steering/{model}/{questions}/summary.json")
 
     claims, verdicts, transfer = _Rows(), _Rows(), _Rows()
-    attribution, reliability = _Rows(), _Rows()
+    reliability = _Rows()
 
     def __init__(
         self,

@@ -204,8 +204,11 @@ def two_runs(tmp_path_factory):
         chain.metrics()
         chain.directions()
         chain.nullspace()
+        chain.neurons()
         for shard in range(SHARDS):
+            chain.ablate(shard=shard, logits=chain.path(f"blocks-{shard}.safetensors"))
             chain.steer(shard=shard, logits=chain.path(f"logits-{shard}.safetensors"))
+        chain.blocks()
         chain.sweep()
         made.append(chain)
     return made
@@ -217,12 +220,15 @@ READ = {
     "metrics": "options.parquet tuned.parquet",
     "directions": "residuals-0.safetensors options.parquet phase.json",
     "nullspace": "residuals-0.safetensors",
+    "neurons": "residuals-0.safetensors",
+    "ablate": "residuals-0.safetensors phase.json",
+    "blocks": "blocks-1.safetensors",
     "steer": "directions.safetensors residuals-1.safetensors",
     "sweep": "directions.safetensors dimensions.parquet phase.json logits-1.safetensors",
     "explore": "options.parquet metrics.parquet phase.json directions.safetensors sweep.parquet "
     "logits-1.safetensors",
     "figure": "options.parquet metrics.parquet phase.json directions.parquet dimensions.parquet "
-    "nullspace.parquet neurons.parquet sweep.parquet summary.json",
+    "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json",
     "atlas": "phase.json summary.json",
 }
 
@@ -257,8 +263,10 @@ def test_the_order_of_rows_and_of_shards_counts_for_nothing(two_runs, tmp_path, 
         table.iloc[rng.permutation(len(table))].to_parquet(path)  # pandas keeps what it says
     chain.metrics()
     chain.directions(residuals=chain.residuals[::-1])
+    chain.blocks(logits=sorted(chain.folder.glob("blocks-*.safetensors"))[::-1])
     chain.sweep(logits=sorted(chain.folder.glob("logits-*.safetensors"))[::-1])
-    for name in ("metrics.parquet", "phase.json", "sweep.parquet", "summary.json"):
+    names = ("metrics.parquet", "phase.json", "blocks.parquet", "sweep.parquet", "summary.json")
+    for name in names:
         assert chain.path(name).read_bytes() == own.path(name).read_bytes(), name
     names = ("directions.safetensors", "directions.parquet", "dimensions.parquet")
     for name in names:

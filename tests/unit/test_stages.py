@@ -18,12 +18,15 @@ from scipy.special import softmax
 
 from layercal import InputError, code, stages
 from layercal.stages import __main__ as command_line
-from layercal.stages.analyse_null_space import analyse_null_space
+from layercal.stages.ablate_blocks import ablate_blocks
+from layercal.stages.ablate_neurons import ablate_neurons
 from layercal.stages.evaluate_steering import evaluate_steering
 from layercal.stages.extract_residuals import extract_residuals
 from layercal.stages.fetch_questions import fetch_questions
 from layercal.stages.fit_directions import fit_directions
+from layercal.stages.measure_blocks import measure_blocks
 from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.measure_null_space import measure_null_space
 from layercal.stages.measure_recalibration import measure_recalibration
 from layercal.stages.read_lens import read_lens
 from layercal.stages.steer_prompts import steer_prompts
@@ -80,7 +83,7 @@ def test_a_command_line_is_handed_over_as_the_signature_says(tmp_path):
 
 
 def test_an_unknown_stage_is_named():
-    with pytest.raises(SystemExit, match="stages: analyse_null_space, draw_figures, "):
+    with pytest.raises(SystemExit, match="stages: ablate_blocks, ablate_neurons, draw_figures, "):
         command_line.main(["lenses"])
 
 
@@ -231,16 +234,12 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
         sweep=out / "sweep.parquet",
         summary=out / "summary.json",
     )
-    analyse_null_space(
-        **model,
-        residuals=[residuals],
-        rules=["energy=0.9", "k=3"],
-        n_neurons=4,
-        random=5,
-        **few,
-        shares=out / "nullspace.parquet",
-        effects=out / "neurons.parquet",
-    )
+    space = {**model, "residuals": [residuals], "rules": ["energy=0.9", "k=3"]}
+    measure_null_space(**space, table=out / "nullspace.parquet")
+    ablate_neurons(**space, n_neurons=4, random=5, **few, table=out / "neurons.parquet")
+    parts = out / "blocks-0.safetensors"
+    ablate_blocks(**model, residuals=[residuals], phase=phase, shard=0, logits=parts)
+    measure_blocks(prompts=prompts, logits=[parts], **few, table=out / "blocks.parquet")
 
     made = pd.read_parquet(prompts)
     assert (made["n_shots"] == 2).all()
@@ -298,9 +297,10 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
     layers = final["layer"].iloc[0]
     phase_found = json.loads(phase.read_text())
     reached = phase_found["peak_layer"]
-    named = [row["without"] for row in summary["attribution"]]
+    ablated = pd.read_parquet(out / "blocks.parquet")
     blocks = range(min(reached + 1, layers), layers + 1)
-    assert named == [f"{part} {block}" for block in blocks for part in ("attention", "mlp")]
+    named = [f"{part} {block}" for block in blocks for part in ("attention", "mlp")]
+    assert ablated["without"].tolist() == named
     by_rank = pd.read_parquet(out / "dimensions.parquet")
     ranks = by_rank["rank"].unique()
     assert by_rank["source"].unique().tolist() == ["own", "mean", "another's"]
@@ -310,8 +310,9 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
     assert shares["share"].between(0, 1).all() and set(shares["rule"]) == {"energy=0.9", "k=3"}
     neurons = pd.read_parquet(out / "neurons.parquet")
     assert neurons["without"].nunique() == 4 + 1 + 5 and set(neurons["norm"]) == {"live", "frozen"}
-    before, ece = neurons["ece_before"].unique(), phase_found["ece_final"]
-    np.testing.assert_allclose(before, ece, atol=1e-4)
+    for table in (neurons, ablated):  # both start from what the lens reads at the last layer
+        before, ece = table["ece_before"].unique(), phase_found["ece_final"]
+        np.testing.assert_allclose(before, ece, atol=1e-4)
 
 
 @pytest.mark.parametrize(

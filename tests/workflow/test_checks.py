@@ -65,7 +65,7 @@ def test_a_set_that_never_ran_is_planned(study):
         (f"results/embedded/extract/{PART}/residuals-1.safetensors", "extract_residuals"),
         (f"results/embedded/lens/{PART}/tuned.parquet", "read_lens"),
         (f"metrics/embedded/{PART}.json", "measure_calibration"),
-        (f"results/embedded/directions/{PART}/neurons.parquet", "analyse_null_space"),
+        (f"results/embedded/ablation/{PART}/neurons.parquet", "ablate_neurons"),
         (f"results/embedded/steering/{PART}/logits-0.safetensors", "steer_prompts"),
         ("reports/rendered/embedded/tiny/figures/own/cosines.pdf", "draw_figures"),
         ("reports/rendered/embedded/tiny/own.ipynb", "render_report"),

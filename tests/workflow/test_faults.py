@@ -94,7 +94,10 @@ def finish(folder, *arguments, **variables):
     return done
 
 
-@pytest.mark.parametrize(("target", "shard"), [("extract", "residuals"), ("steering", "logits")])
+@pytest.mark.parametrize(
+    ("target", "shard"),
+    [("extract", "residuals"), ("ablation", "blocks"), ("steering", "logits")],
+)
 def test_killed_in_a_shard(study, finished, target, shard):
     (study / "src/sitecustomize.py").write_text(DEADLY)
     place = study / f"results/embedded/{target}/{PART}"

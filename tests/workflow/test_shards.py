@@ -7,11 +7,13 @@ from test_faults import contents
 
 PLACES = (
     "results/embedded/lens",
+    "results/embedded/ablation",
     "results/embedded/directions",
     "results/embedded/steering",
     "metrics",
     "plots",
 )
+CUT = {"residuals": "extract", "blocks": "ablation", "logits": "steering"}
 pytestmark = pytest.mark.workflow
 
 
@@ -23,14 +25,14 @@ def test_one_shard_and_eight_give_the_same_tables(tmp_path):
         config = yaml.safe_load(path.read_text())
         config["extract"]["shards"] = shards
         path.write_text(yaml.safe_dump(config, sort_keys=False))
-        done = snakemake(study, "steering")
+        done = snakemake(study, "ablation", "steering")
         assert done.returncode == 0, done.said
         # and none is left of another cut
-        for kind, place in (("residuals", "extract"), ("logits", "steering")):
+        for kind, place in CUT.items():
             names = {path.name for path in study.glob(f"results/*/{place}/tiny/own/{kind}-*")}
             ends = ("safetensors", "provenance.json")
             assert names == {f"{kind}-{n}.{end}" for n in range(shards) for end in ends}
         tables = contents(study, *PLACES)
-        found.append({name: one for name, one in tables.items() if "logits-" not in name.name})
+        found.append({k: one for k, one in tables.items() if k.name.split("-")[0] not in CUT})
     assert {name for name in found[0] if found[0][name] != found[1].get(name)} == set()
     assert found[0].keys() == found[1].keys() and len(found[0]) > 10

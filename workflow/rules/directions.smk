@@ -1,16 +1,15 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, .../lens/{model}/{questions}/,
 #                  resources/models/{model}/
 # OUTPUTS: results/{study}/directions/{model}/{questions}/directions.safetensors,
-#          directions.parquet, dimensions.parquet, nullspace.parquet, neurons.parquet
+#          directions.parquet, dimensions.parquet
 
 
 rule directions:
     input:
         expand(
-            "<results>/directions/{model}/{questions}/{table}.parquet",
+            "<results>/directions/{model}/{questions}/directions.parquet",
             model=config["models"],
             questions=config["questions"],
-            table=["directions", "nullspace"],
         ),
         deleted("directions"),
 
@@ -71,39 +70,3 @@ rule fit_directions:
         "Fitting directions of {wildcards.model} on {wildcards.questions}"
     shell:
         stage("fit_directions")
-
-
-rule analyse_null_space:
-    input:
-        manifest="resources/models/{model}/manifest.json",
-        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        residuals=expand(
-            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
-        ),
-        code=code_of("analyse_null_space"),
-    output:
-        effects="<results>/directions/{model}/{questions}/neurons.parquet",
-        shares="<results>/directions/{model}/{questions}/nullspace.parquet",
-    log:
-        "<logs>/directions/{model}/{questions}/nullspace.log",
-    benchmark:
-        "<benchmarks>/directions/{model}/{questions}/nullspace.tsv"
-    threads: workflow.cores
-    resources:
-        mem_mb=mb_of_model(4000, copies=2),
-        runtime=minutes(60),
-        gpu=GPU,
-    params:
-        rules=config["nullspace"]["rules"],
-        n_neurons=config["nullspace"]["neurons"],
-        random=config["directions"]["random"],
-        n_bins=config["calibration"]["n_bins"][0],
-        draws=config["calibration"]["draws"],
-        seed=config["seed"],
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
-    message:
-        "Analysing the null space of {wildcards.model} on {wildcards.questions}"
-    shell:
-        stage("analyse_null_space")

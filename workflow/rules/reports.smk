@@ -1,5 +1,5 @@
-# REQUIRED INPUTS: results/{study}/ extract, lens, directions and steering, resources/,
-#                  reports/notebooks/
+# REQUIRED INPUTS: results/{study}/ extract, lens, ablation, directions and steering,
+#                  resources/, reports/notebooks/
 # OUTPUTS: reports/rendered/{study}/{model}/{questions}.html (and .ipynb, .png),
 #          {model}/figures/{questions}/ (each figure as PDF, PNG and CSV, claims.tex),
 #          atlas.html (and .pdf, .csv), workflow.png (and .pdf), explore.html, index.html;
@@ -7,7 +7,7 @@
 
 PAGES = ["index.html", "explore.html", "atlas.html", "atlas.pdf", "atlas.csv"]
 PAGES += ["workflow.png", "workflow.pdf"]
-PHASES = ["fetch", "extract", "lens", "directions", "steering", "reports"]
+PHASES = ["fetch", "extract", "lens", "ablation", "directions", "steering", "reports"]
 NOTEBOOK = beside("reports/notebooks/report.ipynb")
 FIGURES = figure_names()
 TEMPLATES = {
@@ -43,8 +43,9 @@ rule draw_figures:
         phase="<results>/lens/{model}/{questions}/phase.json",
         directions="<results>/directions/{model}/{questions}/directions.parquet",
         dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
-        nullspace="<results>/directions/{model}/{questions}/nullspace.parquet",
-        neurons="<results>/directions/{model}/{questions}/neurons.parquet",
+        nullspace="<results>/ablation/{model}/{questions}/nullspace.parquet",
+        neurons="<results>/ablation/{model}/{questions}/neurons.parquet",
+        blocks="<results>/ablation/{model}/{questions}/blocks.parquet",
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
         code=code_of("draw_figures"),
@@ -86,8 +87,9 @@ rule render_report:
         phase="<results>/lens/{model}/{questions}/phase.json",
         directions="<results>/directions/{model}/{questions}/directions.parquet",
         dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
-        nullspace="<results>/directions/{model}/{questions}/nullspace.parquet",
-        neurons="<results>/directions/{model}/{questions}/neurons.parquet",
+        nullspace="<results>/ablation/{model}/{questions}/nullspace.parquet",
+        neurons="<results>/ablation/{model}/{questions}/neurons.parquet",
+        blocks="<results>/ablation/{model}/{questions}/blocks.parquet",
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
         code=code_of("render_report", beside=[NOTEBOOK]),

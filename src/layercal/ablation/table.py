@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pandas as pd
 
 from layercal.metrics.scoring import Scoring
+
+# the table of a model whose parts cannot be told
+NOTHING = pd.DataFrame({"without": pd.Series(dtype=str)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from scipy.special import softmax
 
 from layercal.metrics import accuracy, calibration, differences, paired, registry, resampling
@@ -37,6 +38,16 @@ class Scoring:
     n_bins: int = 10
     draws: int = 1000
     seed: int = 0
+
+    @classmethod
+    def of_prompts(cls, prompts: pd.DataFrame, **settings):
+        """Of the rows of ``prompts.parquet``; the rest by name."""
+        return cls(
+            answer=prompts["answer"].to_numpy(),
+            cluster=pd.factorize(prompts["cluster"])[0],
+            question=pd.factorize(prompts["question_id"])[0],
+            **settings,
+        )
 
     @cached_property
     def weights(self) -> np.ndarray:

@@ -23,6 +23,7 @@ def draw_figures(
     dimensions: Path,
     nullspace: Path,
     neurons: Path,
+    blocks: Path,
     sweep: Path,
     summary: Path,
     claims: Output,
@@ -41,6 +42,7 @@ def draw_figures(
         dimensions=dimensions,
         nullspace=nullspace,
         neurons=neurons,
+        blocks=blocks,
         sweep=sweep,
         summary=summary,
     )

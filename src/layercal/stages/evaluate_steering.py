@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from layercal import files, results
-from layercal.ablation import table
 from layercal.metrics import readings
 from layercal.metrics.phase import Phase
-from layercal.model.recording import PARTS
 from layercal.stages import Output, log
 from layercal.steering import claims, evaluation, steered, tally, verdicts
 from layercal.steering.fitted import Fitted
@@ -37,7 +33,7 @@ def evaluate_steering(
     """Gather the shards in order and write the tidy sweep and its summary."""
     run = results.Run.load(prompts)
     reached, by_rank = Phase.from_json(run.read(phase)), run.read(dimensions)
-    swept, without = _sweep(
+    swept = _sweep(
         run,
         Fitted.load(run, directions),
         logits,
@@ -71,7 +67,6 @@ def evaluate_steering(
         "claims": claims.claims(reached, rows, by_rank, family),
         "verdicts": rows,
         "transfer": verdicts.transfer(swept, of_kind, sources),
-        "attribution": _without_parts(swept, without, reached.final_layer),
         "reliability": verdicts.reliability(swept, n_bins),
     }
     run.write(sweep, evaluation.dose_response(swept))
@@ -91,11 +86,12 @@ def _sweep(
     n_bins: int,
     draws: int,
     seed: int,
-) -> tuple:
-    """The sweep, and the readings without parts, (n, blocks, 2, options), if there are any."""
+) -> evaluation.Sweep:
+    """All readings of the shards, in the order of the prompts."""
     prompts, fold = run.prompts, fitted.fold.numpy()
-    read, sums, without = steered.load(run, logits)
-    sweep = evaluation.Sweep(
+    read, sums = steered.load(run, logits)
+    return evaluation.Sweep.of_prompts(
+        prompts,
         steered=read,
         controls=tally.Tally(
             sums=sums,
@@ -104,10 +100,7 @@ def _sweep(
             alphas=alphas,
             accuracy_margin=accuracy_margin,
         ),
-        answer=prompts["answer"].to_numpy(),
         fold=fold,
-        cluster=pd.factorize(prompts["cluster"])[0],
-        question=pd.factorize(prompts["question_id"])[0],
         norms=fitted.norms.diagonal().mean(-1).numpy(),
         directions=[one.direction for one in fitted.variants()],
         layers=fitted.layers,
@@ -117,17 +110,3 @@ def _sweep(
         draws=draws,
         seed=seed,
     )
-    return sweep, without
-
-
-def _without_parts(sweep: evaluation.Sweep, without, final: int) -> list[dict]:
-    """Ablations of attention and MLP of each block, from the last."""
-    if without is None:
-        return []
-    before = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
-    named = {
-        table.Ablated(name=f"{part} {block}", what="block", block=block, part=part): logits
-        for block, by_part in enumerate(without.swapaxes(0, 1), final - without.shape[1] + 1)
-        for part, logits in zip(PARTS, by_part.swapaxes(0, 1), strict=True)
-    }
-    return table.ablations(sweep, before, named)

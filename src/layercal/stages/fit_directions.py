@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from tqdm import tqdm
 
 from layercal import InputError, results
@@ -104,7 +103,6 @@ def fit_directions(
         norms=directions.cross_fit(directions.mean_norms, split, fold, folds),
         layers=layers,
         fold=torch.tensor(fold),
-        written=_mean_written(residuals, len(fold)),
     )
     by_rank = _dimensions(split, fold, folds, clusters, layers[:-1] or layers, draws, seed)
     found.save(run, vectors)
@@ -115,16 +113,6 @@ def fit_directions(
 def _subspace(rank: int) -> Direction:
     name = "phase-subspace"
     return Direction(name=name, kind=CONTROL, estimator=name, rank=rank).as_control("rescale")
-
-
-def _mean_written(shards: list[Path], n: int) -> torch.Tensor | None:
-    """Mean over all prompts of what each block writes, (L, 2, d), if it was recorded."""
-    written = []
-    for path in shards:
-        with safe_open(path, "pt") as shard:
-            if "written" in shard.keys():  # noqa: SIM118
-                written.append(shard.get_tensor("written"))
-    return (sum(written) / n).float() if written else None
 
 
 def _split(prompts, residuals, read, *, model, blocks, tolerance, n_bins) -> directions.Split:

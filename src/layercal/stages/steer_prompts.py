@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 
 from layercal import results
-from layercal.ablation import blocks
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output
 from layercal.steering import interventions, steered, tally
@@ -36,9 +35,7 @@ def steer_prompts(
     """Write, per mode, the readings of :class:`layercal.steering.steered.Steered`.
 
     ``{mode}/sums`` (cells, layers, R, alphas, sums) is all that is kept of the controls but the
-    first. ``without`` (n, blocks, 2, options) is read with attention or MLP of one of the blocks
-    above the first layer at its mean. ``rows`` (n) are the places of the questions among all
-    prompts.
+    first. ``rows`` (n) are the places of the questions among all prompts.
     """
     run = results.Run.load(prompts)
     fitted = Fitted.load(run, directions)
@@ -50,34 +47,17 @@ def steer_prompts(
     label = f"{manifest.parent.name}: steering, shard {shard}"
     for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
         prompt, held = run.prompts.iloc[row], stream.of_question(row)
-        read, without = _one(
-            model, fitted, prompt, held, row, alphas=alphas, modes=modes, chunk=chunk
+        prefix = model.prefix(torch.tensor(prompt["input_ids"]))
+        # from the residuals that the lens reads
+        read = interventions.sweep_prompt(
+            model,
+            replace(prefix, residuals=held.to(model.device)),
+            torch.tensor(prompt["option_ids"]),
+            fitted,
+            int(fitted.fold[row]),
+            alphas,
+            modes,
+            chunk,
         )
         recorder.add(row, prompt["answer"], read)
-        if without is not None:
-            recorder.keep("without", without)
     run.write(logits, {"rows": torch.tensor(inside.nonzero()[0]), **recorder.tensors()})
-
-
-def _one(
-    model, fitted: Fitted, prompt, residuals: torch.Tensor, row: int, *, alphas, modes, chunk: int
-) -> tuple:
-    """Steered readings of one prompt, from the residuals that the lens reads, and without parts."""
-    option_ids = torch.tensor(prompt["option_ids"])
-    prefix = model.prefix(torch.tensor(prompt["input_ids"]))
-    prefix = replace(prefix, residuals=residuals.to(model.device))
-    read = interventions.sweep_prompt(
-        model,
-        prefix,
-        option_ids,
-        fitted,
-        int(fitted.fold[row]),
-        alphas,
-        modes,
-        chunk,
-    )
-    if fitted.written is None:
-        return read, None
-    lowest = min(fitted.layers[0] + 1, model.n_layers)
-    changed = blocks.without_parts(model, prefix, lowest, fitted.written[lowest - 1 :])
-    return read, model.option_logits(changed, option_ids).cpu()

@@ -103,8 +103,6 @@ class Fitted:
         At which directions may be added.
     fold : Tensor of int, shape (n,), optional
         Of each prompt.
-    written : Tensor, shape (L, 2, d), optional
-        Mean over prompts of what attention and MLP of each block give.
     """
 
     directions: dict[Direction, Tensor]
@@ -112,7 +110,6 @@ class Fitted:
     norms: Tensor
     layers: Sequence[int]
     fold: Tensor | None = None
-    written: Tensor | None = None
 
     @classmethod
     def load(cls, run: results.Run, path: Path) -> Fitted:
@@ -139,7 +136,7 @@ class Fitted:
         """Write the vectors, and as JSON what each of them is."""
         tensors = {f"fits/{i}": fits for i, fits in enumerate(self.directions.values())}
         tensors |= {"controls": self.controls, "norms": self.norms, "fold": self.fold}
-        tensors |= {"layers": tensor(self.layers), "written": self.written}
+        tensors["layers"] = tensor(self.layers)
         fields = json.dumps([asdict(one) for one in self.directions]).encode()
         # safetensors has metadata of one entry only that is the same file each time
         tensors[IDENTITY] = tensor(list(fields), dtype=uint8)

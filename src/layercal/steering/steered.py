@@ -100,7 +100,7 @@ class Recorder:
         return {name: torch.stack(one) for name, one in self.kept.items()} | sums
 
 
-def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict, np.ndarray | None]:
+def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict]:
     """Gather shards, the prompts in the order of the run.
 
     Parameters
@@ -114,8 +114,6 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict, np.ndarra
         By mode; arrays of which the first axis is the prompt.
     sums : dict of array, shape (cells, layers, R, alphas, sums)
         By mode, of all controls; see :class:`layercal.steering.tally.Tally`.
-    without : array, shape (n, blocks, 2, options), or None
-        Logits with one part of one block at its mean.
 
     Raises
     ------
@@ -136,7 +134,7 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict, np.ndarra
     }
     units = {mode: sum(shard[_key(mode, "sums")] for shard in shards) for mode in modes}
     sums = {mode: one.numpy() * tally.UNIT for mode, one in units.items()}
-    return steered, sums, gathered("without") if "without" in shards[0] else None
+    return steered, sums
 
 
 def shown(run: results.Run, paths: Sequence[Path], mode: str, fold: np.ndarray) -> np.ndarray:

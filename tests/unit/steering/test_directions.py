@@ -350,7 +350,7 @@ def test_what_directions_are_is_saved_with_their_vectors(tmp_path):
     run, path = Run(tmp_path / "prompts.parquet", table), tmp_path / "directions.safetensors"
     Fitted(directions=vectors, layers=[2], fold=torch.tensor([0]), **given).save(run, path)
     read = Fitted.load(run, path)
-    assert list(read.directions) == some and read.layers == [2] and read.written is None
+    assert list(read.directions) == some and read.layers == [2]
     for one, fits in vectors.items():
         assert torch.equal(read.directions[one], fits)
     done = [one.direction for one in read.variants()]

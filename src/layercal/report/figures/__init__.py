@@ -16,6 +16,7 @@ TABLES = (
     "dimensions",
     "nullspace",
     "neurons",
+    "blocks",
     "sweep",
     "summary",
 )

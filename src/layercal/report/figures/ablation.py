@@ -27,9 +27,9 @@ def null_space(results: Results) -> Drawing:
 
 
 @figure("blocks", "Change at the last layer without attention or MLP of each block.")
-def attribution(results: Results) -> Drawing | str:
+def blocks(results: Results) -> Drawing | str:
     """What each block does for ECE."""
-    rows = results.attribution
+    rows = results.blocks
     if not len(rows):
         return "What this model's attention and MLP write cannot be told apart."
     most = rows.loc[rows["ece_change"].abs().idxmax()]
@@ -86,7 +86,7 @@ def plot_ablations(table: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        The ``attribution`` of ``summary.json``.
+        ``blocks.parquet``.
     """
     figure = style.new(8.5, 3.2)
     panels = figure.subplots(1, 2, sharex=True)

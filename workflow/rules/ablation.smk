@@ -1,0 +1,139 @@
+# REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, .../lens/{model}/{questions}/,
+#                  resources/models/{model}/
+# OUTPUTS: results/{study}/ablation/{model}/{questions}/nullspace.parquet, neurons.parquet,
+#          blocks-{shard}.safetensors, blocks.parquet
+
+
+rule ablation:
+    input:
+        expand(
+            "<results>/ablation/{model}/{questions}/{table}.parquet",
+            model=config["models"],
+            questions=config["questions"],
+            table=["nullspace", "neurons", "blocks"],
+        ),
+        deleted("ablation"),
+
+
+rule measure_null_space:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=code_of("measure_null_space"),
+    output:
+        table="<results>/ablation/{model}/{questions}/nullspace.parquet",
+    log:
+        "<logs>/ablation/{model}/{questions}/nullspace.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/nullspace.tsv"
+    threads: workflow.cores
+    resources:
+        mem_mb=mb_of_model(4000, copies=2),
+        runtime=minutes(60),
+        gpu=GPU,
+    params:
+        rules=config["nullspace"]["rules"],
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
+    message:
+        "Measuring the null space of {wildcards.model} on {wildcards.questions}"
+    shell:
+        stage("measure_null_space")
+
+
+rule ablate_neurons:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=code_of("ablate_neurons"),
+    output:
+        table="<results>/ablation/{model}/{questions}/neurons.parquet",
+    log:
+        "<logs>/ablation/{model}/{questions}/neurons.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/neurons.tsv"
+    threads: workflow.cores
+    resources:
+        mem_mb=mb_of_model(4000, copies=2),
+        runtime=minutes(60),
+        gpu=GPU,
+    params:
+        rules=config["nullspace"]["rules"],
+        n_neurons=config["nullspace"]["neurons"],
+        random=config["directions"]["random"],
+        accuracy_margin=config["steering"]["accuracy_margin"],
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        seed=config["seed"],
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
+    message:
+        "Ablating neurons of {wildcards.model} on {wildcards.questions}"
+    shell:
+        stage("ablate_neurons")
+
+
+rule ablate_blocks:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        phase="<results>/lens/{model}/{questions}/phase.json",
+        code=code_of("ablate_blocks"),
+    output:
+        logits="<results>/ablation/{model}/{questions}/blocks-{shard}.safetensors",
+    log:
+        "<logs>/ablation/{model}/{questions}/blocks-{shard}.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/blocks-{shard}.tsv"
+    threads: workflow.cores
+    resources:
+        mem_mb=mb_of_model(4000),
+        runtime=minutes(120),
+        gpu=GPU,
+    params:
+        dtype=config["extract"]["dtype"],
+        device=config["extract"]["device"],
+        quantize=config["extract"]["quantize"],
+    message:
+        "Ablating blocks of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
+    shell:
+        stage("ablate_blocks")
+
+
+rule measure_blocks:
+    input:
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        logits=expand(
+            "<results>/ablation/{{model}}/{{questions}}/blocks-{shard}.safetensors", shard=SHARDS
+        ),
+        code=code_of("measure_blocks"),
+    output:
+        table="<results>/ablation/{model}/{questions}/blocks.parquet",
+    log:
+        "<logs>/ablation/{model}/{questions}/blocks.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/blocks.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        accuracy_margin=config["steering"]["accuracy_margin"],
+        n_bins=config["calibration"]["n_bins"][0],
+        draws=config["calibration"]["draws"],
+        seed=config["seed"],
+    message:
+        "Measuring what blocks of {wildcards.model} do on {wildcards.questions}"
+    shell:
+        stage("measure_blocks")
