@@ -336,7 +336,7 @@ def test_bad_question_set_is_named(entry, message):
 def test_names_are_those_of_the_code():
     """They stand in the config's models too, since a plan must not wait for torch."""
     assert set(get_args(Estimator)) == {*directions.ESTIMATORS, "phase-pca"}
-    assert list(get_args(Mode)) == list(interventions.READ_LAYER)
+    assert list(get_args(Mode)) == list(interventions.MODES)
     assert list(TEMPLATES) == [*templates.TEMPLATES, "chat"]
     assert QuestionSet.FORMS["wheel"] == sorted(question_sources.WHEEL_FORMS)
     assert QuestionSet.FORMS["hub"] == sorted(question_sources.FORMS)

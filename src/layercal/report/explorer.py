@@ -22,15 +22,11 @@ from layercal import InputError, results
 from layercal.metrics import calibration, readings
 from layercal.report import charts
 from layercal.sources.questions import LETTERS, hash_order
+from layercal.steering.steered import MODES
 
 LIMIT = 4_800_000  # bytes of a page
 COLUMNS = ("ids", "probability", "chosen")  # one entry a question
 PREVIOUS, UNSTEERED = "the layer before", "the same reading, unsteered"
-STEERED = {
-    "lens": "steered, read at the steered layer",
-    "through-network": "steered, read at the last layer",
-    "all-positions": "steered at all positions, read at the last layer",
-}
 # what becomes of an answer: by whether it was right, is right, and is the same option
 MOVES = ["stayed right", "became right", "became wrong", "wrong, another option", "stayed wrong"]
 
@@ -215,7 +211,7 @@ def steered_steps(
     chosen = logits.argmax(-1)
     unsteered = chosen[:, :, [alphas.index(0)]]
     return Steps(
-        label=STEERED[sweep["mode"].iloc[0]],
+        label=MODES[sweep["mode"].iloc[0]].label,
         logits=logits,
         answer=answer,
         groups=groups,

@@ -13,7 +13,7 @@ from layercal.metrics.paired import losses, mean_change
 from layercal.metrics.scoring import Scoring
 from layercal.steering import baselines
 from layercal.steering.fitted import Direction
-from layercal.steering.steered import READ_LAYER, Steered
+from layercal.steering.steered import MODES, Steered
 from layercal.steering.tally import ALL_CONTROLS, CONTROL, Tally, choose
 
 GROWTH_TEMPERATURE = "temperature of equal growth"
@@ -109,7 +109,7 @@ class Sweep(Scoring):
     @property
     def modes(self) -> list[str]:
         """Modes of reading."""
-        return [mode for mode in READ_LAYER if mode in self.steered]
+        return [mode for mode in MODES if mode in self.steered]
 
     def done(self, mode: str) -> list[Direction]:
         """What is something of its own in a mode: read where it is steered, a turn is no more."""

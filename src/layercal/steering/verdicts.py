@@ -11,7 +11,7 @@ from layercal.metrics.readings import Group
 from layercal.steering import baselines
 from layercal.steering.evaluation import GROWTH_TEMPERATURE, Sweep
 from layercal.steering.fitted import BASELINE, Direction
-from layercal.steering.steered import READ_LAYER
+from layercal.steering.steered import MODES
 from layercal.steering.tally import rank_p
 
 # a layer that is named beforehand, or chosen with the scale, on the same questions (then each fold
@@ -101,7 +101,7 @@ def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
 def _read_places(sweep: Sweep, mode: str) -> list[int]:
     """Places of distinct layers at which a mode reads."""
     final = len(sweep.norms) - 1
-    read_at = [READ_LAYER[mode](layer, final) for layer in sweep.layers]
+    read_at = [MODES[mode].read(layer, final) for layer in sweep.layers]
     return [place for place, layer in enumerate(read_at) if layer not in read_at[:place]]
 
 
@@ -145,7 +145,7 @@ def _steered_row(
         "mode": mode,
         "layer": sweep.layers[places[0]] if len(places) == 1 else SELECTED,
         "layer_choice": FIXED if len(places) == 1 else CHOSEN,
-        "read_at": READ_LAYER[mode](sweep.layers[places[0]], len(sweep.norms) - 1),
+        "read_at": MODES[mode].read(sweep.layers[places[0]], len(sweep.norms) - 1),
         **_choices(sweep, places, chosen),
     }
     found = head | sweep.changes(before, after)
@@ -207,7 +207,7 @@ def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
     """Baselines at each layer that is read; that of equal growth has the choice of layer, too."""
     *_, everywhere = _places(sweep, mode)
     for place in _read_places(sweep, mode):
-        layer = READ_LAYER[mode](sweep.layers[place], len(sweep.norms) - 1)
+        layer = MODES[mode].read(sweep.layers[place], len(sweep.norms) - 1)
         head = {"kind": BASELINE, "mode": mode, "layer": layer, "layer_choice": FIXED}
         head |= {"read_at": layer, "alphas": [], "at_edge": False}
         before = sweep.unsteered(mode, place)
