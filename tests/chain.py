@@ -23,6 +23,10 @@ from layercal.stages.steer_prompts import steer_prompts
 from layercal.stages.tokenize_prompts import tokenize_prompts
 
 TEMPLATES = ROOT / "src/layercal/report/templates"
+SHOWN = (
+    *("prompts", "options", "metrics", "phase", "directions", "dimensions"),
+    *("nullspace", "neurons", "sweep", "summary"),
+)
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 # of fit_directions, which is fitted on nothing else then
 ALONE = {"sources": [], "source_prompts": [], "source_residuals": []}
@@ -158,7 +162,7 @@ class Chain:
         draw_figures(
             model="m",
             questions="own",
-            **self.tables(*figures.TABLES),
+            tables=self.shown,
             png=self.path("curves.png"),
             pdfs=[self.path("letters.pdf")],
             pngs=[self.path("letters.png")],
@@ -172,7 +176,7 @@ class Chain:
         draw_figures(
             model="m",
             questions="own",
-            **self.tables(*figures.TABLES),
+            tables=self.shown,
             png=self.path("curves.png"),
             claims=self.path("claims.tex"),
             **{
@@ -210,6 +214,11 @@ class Chain:
         other = copy.copy(self)
         other.folder, other.manifest = folder, folder / "model/manifest.json"
         return other
+
+    @property
+    def shown(self):
+        """Paths of the tables that figures and reports read."""
+        return [*self.tables(*SHOWN).values()]
 
     def tables(self, *names):
         """Paths of the tables that figures and reports read, by name."""

@@ -23,7 +23,7 @@ class Report:
 
     def __init__(self, results: Results):
         self.results = results
-        results.check(*figures.TABLES)
+        results.check()
         self.verdicts = results.verdicts
         self.primary = self.verdicts["direction"].iloc[0]
         self.kinds = list(self.verdicts["kind"].unique())

@@ -11,7 +11,6 @@ from chain import Chain, questions
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from layercal.report import figures
 from layercal.report.notebook import Report
 from layercal.stages.render_report import render_report, strip
 from layercal.steering import steered
@@ -45,7 +44,8 @@ def rendered(tmp_path, monkeypatch, capfd):
         notebook=ROOT / "reports/notebooks/report.ipynb",
         model="m",
         questions="own",
-        **chain.tables("manifest", "rejected", *figures.TABLES),
+        **chain.tables("manifest", "rejected"),
+        tables=chain.shown,
         figures=sorted(chain.path("figures").glob("*.png")),
         executed=Path("pages/of/m-own.ipynb"),
         html=Path("pages/of/m-own.html"),
