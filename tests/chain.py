@@ -26,6 +26,10 @@ from layercal.stages.steer_prompts import steer_prompts
 from layercal.stages.tokenize_prompts import tokenize_prompts
 
 TEMPLATES = ROOT / "src/layercal/report/templates"
+SHOWN = (
+    *("prompts", "options", "metrics", "phase", "directions", "dimensions"),
+    *("nullspace", "neurons", "sweep", "summary"),
+)
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 # of fit_directions, which is fitted on nothing else then
 ALONE = {"sources": [], "source_prompts": [], "source_residuals": []}
@@ -110,7 +114,7 @@ class Chain:
             "folds": 3,
             "draws": 100,
             "random": 2,
-            "min_group": 10,
+            "category_group": 10,
             **FITTED,
             **ALONE,
             "vectors": self.path("directions.safetensors"),
@@ -186,7 +190,7 @@ class Chain:
         draw_figures(
             model="m",
             questions="own",
-            **self.tables(*figures.TABLES),
+            tables=self.shown,
             png=self.path("curves.png"),
             pdfs=[self.path("letters.pdf")],
             pngs=[self.path("letters.png")],
@@ -200,7 +204,7 @@ class Chain:
         draw_figures(
             model="m",
             questions="own",
-            **self.tables(*figures.TABLES),
+            tables=self.shown,
             png=self.path("curves.png"),
             claims=self.path("claims.tex"),
             **{
@@ -238,6 +242,11 @@ class Chain:
         other = copy.copy(self)
         other.folder, other.manifest = folder, folder / "model/manifest.json"
         return other
+
+    @property
+    def shown(self):
+        """Paths of the tables that figures and reports read."""
+        return [*self.tables(*SHOWN).values()]
 
     def tables(self, *names):
         """Paths of the tables that figures and reports read, by name."""

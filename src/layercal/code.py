@@ -17,6 +17,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parent
 # no result depends on how a stage is run, or on how files are fetched again by their hashes
 APART = {SOURCE / name for name in ("stages/__init__.py", "sources/manifests.py", "provenance.py")}
+# what else than these, files and threads a stage asks for are its rule's params
+WILDCARDS = ("model", "questions", "shard")
 # wherever in a file; to parse the whole of all files would slow every plan down
 IMPORTS = re.compile(r"^[ \t]*((?:from|import) layercal\b[^(\n]*(?:\([^)]*\))?)", re.M)
 
@@ -53,6 +55,11 @@ class Parameter:
         """Type of each value."""
         return self.annotation.removeprefix("list[").rstrip("]").removesuffix(" | None")
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file, or several."""
+        return self.kind in ("Path", "Output")
+
 
 def parameters(stage: str) -> list[Parameter]:
     """Return what a stage's signature asks for, in its order."""
@@ -63,6 +70,21 @@ def parameters(stage: str) -> list[Parameter]:
         Parameter(each.arg, ast.unparse(each.annotation), default is None)
         for each, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     ]
+
+
+def settings(stage: str, config: dict) -> dict:
+    """Return what a stage asks for by the name of a config key, in whichever section that stands.
+
+    Where a stage asks for one value and the key has a list, it gets the first, the primary one.
+    """
+    sections = (value for value in config.values() if isinstance(value, dict))
+    values = config | {key: value for section in sections for key, value in section.items()}
+    asked = {each.name: each.several for each in parameters(stage) if not each.is_file}
+    return {
+        name: values[name][0] if isinstance(values[name], list) and not several else values[name]
+        for name, several in asked.items()
+        if name in values and name not in WILDCARDS
+    }
 
 
 def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:

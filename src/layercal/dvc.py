@@ -16,7 +16,7 @@ import yaml
 
 from layercal import InputError, study
 from layercal.checks import check
-from layercal.code import code_of
+from layercal.code import code_of, settings
 from layercal.config import Config
 from layercal.files import write_atomically
 from layercal.sources import local, registry
@@ -36,6 +36,8 @@ EXTRACT, LENS, ABLATION, DIRECTIONS, STEERING = (
     f"results/${{study}}/{phase}"
     for phase in ("extract", "lens", "ablation", "directions", "steering")
 )
+# sections of the config and what stands in them
+KEYS = Config.model_construct(study="", models=[], questions=[]).model_dump()
 KEPT = {"persist": True}  # else DVC deletes it and every rule of the stage runs again
 IN_GIT = {"cache": False, "persist": True}
 
@@ -114,6 +116,8 @@ def keys(rules: str) -> list[str]:
     """
     compared = "\n".join(line for line in rules.splitlines() if "wildcards, input:" not in line)
     used = set(re.findall(r'(?:config\[|OWN\[|asked\()"(\w+)"', compared))
+    for name in re.findall(r'settings\("(\w+)"', compared):
+        used |= {key for key in KEYS if settings(name, {key: KEYS[key]})}
     if "SHARDS" in compared:
         used.add("extract")
     return [key for key in Config.model_fields if key in used]

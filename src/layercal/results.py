@@ -357,12 +357,20 @@ class Results:
         self.with_prompts = bool(study) or "prompts" in self.files
 
     @classmethod
-    def of(cls, **files: str | Path) -> Results:
+    def of(cls, *paths: Path, **files: str | Path) -> Results:
         """Results in files that were handed over, wherever they lie, and with prompts or without.
 
         Without their prompts, :meth:`check` alone sees that they are of one run.
+
+        Parameters
+        ----------
+        *paths : Path
+            Of files that are named as the study has them.
+        **files : str or Path
+            By the name of their attribute.
         """
-        return cls("", "", "", files=files)
+        names = {Path(pattern).name: name for name, pattern in cls.PATTERNS.items()}
+        return cls("", "", "", files={names[path.name]: path for path in paths} | files)
 
     def path(self, name: str) -> Path:
         """Where a file lies, by the name of its attribute."""
@@ -392,12 +400,18 @@ class Results:
             return self.run.prompts
         if name in ("options", "tuned"):
             return self.run.by_prompt(path)
-        of_run = self.with_prompts and self.PATTERNS[name].startswith("results/")
-        return self.run.read(path) if of_run else read(path)
+        return self.run.read(path) if self.with_prompts and self._of_run(name) else read(path)
 
-    def check(self, *names: str) -> None:
-        """See that files are of one run, all of them at once; errors as of :meth:`Run.check`."""
-        paths = [self.path(name) for name in names if name != "prompts"]
+    def _of_run(self, name: str) -> bool:
+        """Whether a file says of which prompts it was made."""
+        return name != "prompts" and self.PATTERNS[name].startswith("results/")
+
+    def check(self) -> None:
+        """See that files handed over are of one run, all at once; errors as of :meth:`Run.check`.
+
+        Those of the study are checked as they are read.
+        """
+        paths = [path for name, path in self.files.items() if self._of_run(name)]
         if self.with_prompts:
             self.run.check(*paths)
         else:

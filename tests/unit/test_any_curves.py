@@ -7,10 +7,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from chain import Chain, predictions, questions
+from chain import SHOWN, Chain, predictions, questions
 from conftest import ROOT
-
-from layercal.report import figures
 
 N = 24
 
@@ -106,7 +104,7 @@ def test_all_tables_and_a_report(case, tmp_path, monkeypatch):
     assert (described["cosine"].isna() == (described["layer"] == 0)).all()
     assert described[["cosine_primary", "agreement"]].notna().all(axis=None)
     chain.figures()
-    files = chain.tables("manifest", "rejected", *figures.TABLES)
+    files = chain.tables("manifest", "rejected", *SHOWN)
     shown = report_of(files | {"figures": chain.path("figures")}, monkeypatch)
     assert sum("<img" in one for one in shown) > 12
     assert [one for one in shown if re.search(r"\bnan\b", one, re.IGNORECASE)] == []

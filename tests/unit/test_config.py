@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from layercal import InputError, keys, study
 from layercal.checks import as_meant, check, check_names, check_registry
-from layercal.code import parameters, stages
+from layercal.code import parameters, settings, stages
 from layercal.config import TEMPLATES, Config, Estimator, Mode, Model, QuestionSet
 from layercal.prompts import templates
 from layercal.report import figure_names
@@ -336,7 +336,7 @@ def test_bad_question_set_is_named(entry, message):
 def test_names_are_those_of_the_code():
     """They stand in the config's models too, since a plan must not wait for torch."""
     assert set(get_args(Estimator)) == {*directions.ESTIMATORS, "phase-pca"}
-    assert list(get_args(Mode)) == list(interventions.READ_LAYER)
+    assert list(get_args(Mode)) == list(interventions.MODES)
     assert list(TEMPLATES) == [*templates.TEMPLATES, "chat"]
     assert QuestionSet.FORMS["wheel"] == sorted(question_sources.WHEEL_FORMS)
     assert QuestionSet.FORMS["hub"] == sorted(question_sources.FORMS)
@@ -397,6 +397,8 @@ def test_rules_give_what_their_stages_ask_for_and_nothing_else(path, block, stag
         section: set(re.findall(r"^ {8}(\w+)=", sections.get(section, ""), re.M))
         for section in ("input", "output", "params")
     }
+    if f'**settings("{stage}", config)' in block:
+        given["params"] |= settings(stage, CONFIG).keys()
     asked = {"Path": set(), "Output": set(), "params": set()}
     for each in parameters(stage):
         if each.name not in ("threads", "model", "questions", "shard") or each.kind == "Path":
@@ -410,6 +412,23 @@ def test_rules_give_what_their_stages_ask_for_and_nothing_else(path, block, stag
         "workflow",
     }
     assert asked["Path"] <= given["input"]
+
+
+def test_a_stage_gets_keys_by_their_names_from_any_section():
+    """Of a list that it takes one value of, the first: the primary one."""
+    config = with_value("calibration.n_bins", [7, 9]) | {"seed": 3}
+    asked = settings("measure_calibration", config)
+    assert asked["n_bins"] == [7, 9] and asked["seed"] == 3
+    assert asked["tolerance"] == config["phase"]["tolerance"]
+    assert settings("measure_recalibration", config)["n_bins"] == 7
+    assert not {"phase", "prompts", "threads"} & asked.keys()  # a file, too, may be named as a key
+
+
+def test_no_key_has_the_name_of_another():
+    """A stage asks for them without their sections."""
+    sections = {key: value for key, value in CONFIG.items() if isinstance(value, dict)}
+    names = [*CONFIG, *(name for keys in sections.values() for name in keys)]
+    assert len(set(names)) == len(names)
 
 
 def test_dvc_hashes_the_registries_that_a_stage_reads():

@@ -51,8 +51,12 @@ def test_a_config_key_that_a_rule_uses_is_a_parameter():
         b=expand("x", model=OWN["models"], shard=SHARDS),
         c=asked("prompt"),
         d=lambda wildcards, input: config["folds"],
+        **settings("measure_calibration", config),
     """
-    assert dvc.keys(rules) == ["models", "prompt", "seed", "extract"]
+    assert dvc.keys(rules) == [
+        *("models", "prompt", "seed", "extract"),
+        *("calibration", "phase"),
+    ]
 
 
 def test_a_stage_of_dvc_runs_the_rules_of_one_file(project):

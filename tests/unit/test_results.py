@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from chain import Chain, questions
+from conftest import ROOT
 from safetensors.torch import save
 
 from layercal import InputError, results
@@ -293,10 +294,31 @@ def test_results_lie_where_the_study_has_them_and_are_read_when_asked_for(tmp_pa
     with pytest.raises(InputError, match=r"phase\.json: not made from the same prompts"):
         own.phase  # noqa: B018
     with pytest.raises(InputError, match=r"metrics\.parquet, .*phase\.json: not made from the"):
-        own.check("sweep", "metrics", "phase")
+        handed(*map(own.path, ("sweep", "metrics", "phase", "prompts"))).check()
     elsewhere = results.Results("s", "m", "q", tmp_path, {"sweep": tmp_path / "other.parquet"})
     assert elsewhere.path("sweep") == tmp_path / "other.parquet"
     assert elsewhere.path("summary") == own.path("summary")
+
+
+def handed(*paths):
+    return results.Results.of(*paths)
+
+
+def test_files_handed_over_are_known_by_their_names(tmp_path):
+    run_of(prompts_of()).write(tmp_path / "recalibrated-phase.json", {"exists": True})
+    run_of(prompts_of()).write(tmp_path / "phase.json", {"exists": False})
+    of = handed(tmp_path / "phase.json", tmp_path / "recalibrated-phase.json")
+    assert of.recalibrated_phase["exists"] and not of.phase["exists"]
+
+
+def test_results_lie_where_rules_put_them():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    rules = rules.replace("{{", "{").replace("}}", "}")
+    folders = {"reports/rendered/{study}": "<reports>", "results/{study}": "<results>"}
+    for pattern in results.Results.PATTERNS.values():
+        for folder, short in folders.items():
+            pattern = pattern.replace(folder, short)
+        assert pattern in rules
 
 
 def shard_of(rows):

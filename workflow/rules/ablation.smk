@@ -35,10 +35,7 @@ rule measure_null_space:
         runtime=minutes(60),
         gpu=GPU,
     params:
-        rules=config["nullspace"]["rules"],
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
+        **settings("measure_null_space", config),
     message:
         "Measuring the null space of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -65,16 +62,8 @@ rule ablate_neurons:
         runtime=minutes(60),
         gpu=GPU,
     params:
-        rules=config["nullspace"]["rules"],
         n_neurons=config["nullspace"]["neurons"],
-        random=config["directions"]["random"],
-        accuracy_margin=config["steering"]["accuracy_margin"],
-        n_bins=config["calibration"]["n_bins"][0],
-        draws=config["calibration"]["draws"],
-        seed=config["seed"],
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
+        **settings("ablate_neurons", config),
     message:
         "Ablating neurons of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -102,9 +91,7 @@ rule ablate_blocks:
         runtime=minutes(120),
         gpu=GPU,
     params:
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
+        **settings("ablate_blocks", config),
     message:
         "Ablating blocks of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
@@ -129,10 +116,7 @@ rule measure_blocks:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        accuracy_margin=config["steering"]["accuracy_margin"],
-        n_bins=config["calibration"]["n_bins"][0],
-        draws=config["calibration"]["draws"],
-        seed=config["seed"],
+        **settings("measure_blocks", config),
     message:
         "Measuring what blocks of {wildcards.model} do on {wildcards.questions}"
     shell:

@@ -2,9 +2,6 @@
 
 from snakemake.io import strip_wildcard_constraints
 
-# what else than these, files and threads a stage asks for are the rule's params
-WILDCARDS = ("model", "questions", "shard")
-
 
 def stage(name):
     """The command that hands a stage what its signature asks for, each from the rule by its name."""
@@ -12,7 +9,7 @@ def stage(name):
     def source(parameter):
         if parameter.name == "threads":
             return "threads"
-        if parameter.kind in ("Path", "Output"):
+        if parameter.is_file:
             section = "input" if parameter.kind == "Path" else "output"
         else:
             section = "wildcards" if parameter.name in WILDCARDS else "params"

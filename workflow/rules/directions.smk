@@ -46,26 +46,14 @@ rule fit_directions:
         runtime=minutes(60),
         gpu=GPU,
     params:
-        estimators=config["directions"]["estimators"],
-        blocks=config["directions"]["blocks"],
-        ranks=config["directions"]["ranks"],
-        random=config["directions"]["random"],
+        **settings("fit_directions", config),
         null_rule=config["nullspace"]["rules"][0],
-        max_layers=config["steering"]["max_layers"],
-        min_group=(
+        category_group=(
             config["calibration"]["min_group"]
             if config["directions"]["transfer"]["categories"]
             else None
         ),
         sources=transfer_sources,
-        tolerance=config["phase"]["tolerance"],
-        n_bins=config["calibration"]["n_bins"][0],
-        draws=config["calibration"]["draws"],
-        folds=config["folds"],
-        seed=config["seed"],
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
     message:
         "Fitting directions of {wildcards.model} on {wildcards.questions}"
     shell:

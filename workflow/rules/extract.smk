@@ -64,11 +64,7 @@ rule extract_residuals:
         runtime=minutes(120),
         gpu=GPU,
     params:
-        shards=len(SHARDS),
-        batch_tokens=config["extract"]["batch_tokens"],
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
+        **settings("extract_residuals", config),
     message:
         "Extracting residuals of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:

@@ -37,11 +37,7 @@ rule read_lens:
         runtime=minutes(60),
         gpu=GPU,
     params:
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
-        folds=config["folds"],
-        seed=config["seed"],
+        **settings("read_lens", config),
     message:
         "Reading {wildcards.model} on {wildcards.questions} through the logit lens"
     shell:
@@ -69,12 +65,7 @@ rule measure_calibration:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        n_bins=config["calibration"]["n_bins"],
-        min_count=config["calibration"]["min_count"],
-        min_group=config["calibration"]["min_group"],
-        draws=config["calibration"]["draws"],
-        tolerance=config["phase"]["tolerance"],
-        seed=config["seed"],
+        **settings("measure_calibration", config),
     message:
         "Measuring calibration of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -98,11 +89,7 @@ rule measure_recalibration:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        n_bins=config["calibration"]["n_bins"][0],
-        draws=config["calibration"]["draws"],
-        tolerance=config["phase"]["tolerance"],
-        folds=config["folds"],
-        seed=config["seed"],
+        **settings("measure_recalibration", config),
     message:
         "Recalibrating {wildcards.model} on {wildcards.questions}"
     shell:

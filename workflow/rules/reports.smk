@@ -10,6 +10,20 @@ PAGES += ["workflow.png", "workflow.pdf"]
 PHASES = ["fetch", "extract", "lens", "ablation", "directions", "steering", "reports"]
 NOTEBOOK = beside("reports/notebooks/report.ipynb")
 FIGURES = figure_names()
+# what figures and reports show, each under the name of its file
+TABLES = [
+    "<results>/extract/{model}/{questions}/prompts.parquet",
+    "<results>/lens/{model}/{questions}/options.parquet",
+    "<results>/lens/{model}/{questions}/metrics.parquet",
+    "<results>/lens/{model}/{questions}/phase.json",
+    "<results>/directions/{model}/{questions}/directions.parquet",
+    "<results>/directions/{model}/{questions}/dimensions.parquet",
+    "<results>/ablation/{model}/{questions}/nullspace.parquet",
+    "<results>/ablation/{model}/{questions}/neurons.parquet",
+    "<results>/ablation/{model}/{questions}/blocks.parquet",
+    "<results>/steering/{model}/{questions}/sweep.parquet",
+    "<results>/steering/{model}/{questions}/summary.json",
+]
 TEMPLATES = {
     path.name: seen_from_here(path) for path in sorted((SOURCE / "report/templates").iterdir())
 }
@@ -37,17 +51,7 @@ rule reports:
 
 rule draw_figures:
     input:
-        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        options="<results>/lens/{model}/{questions}/options.parquet",
-        metrics="<results>/lens/{model}/{questions}/metrics.parquet",
-        phase="<results>/lens/{model}/{questions}/phase.json",
-        directions="<results>/directions/{model}/{questions}/directions.parquet",
-        dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
-        nullspace="<results>/ablation/{model}/{questions}/nullspace.parquet",
-        neurons="<results>/ablation/{model}/{questions}/neurons.parquet",
-        blocks="<results>/ablation/{model}/{questions}/blocks.parquet",
-        sweep="<results>/steering/{model}/{questions}/sweep.parquet",
-        summary="<results>/steering/{model}/{questions}/summary.json",
+        tables=TABLES,
         code=code_of("draw_figures"),
     output:
         png=report(
@@ -81,17 +85,7 @@ rule render_report:
         figures=expand("<reports>/{{model}}/figures/{{questions}}/{figure}.png", figure=FIGURES),
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
-        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        options="<results>/lens/{model}/{questions}/options.parquet",
-        metrics="<results>/lens/{model}/{questions}/metrics.parquet",
-        phase="<results>/lens/{model}/{questions}/phase.json",
-        directions="<results>/directions/{model}/{questions}/directions.parquet",
-        dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
-        nullspace="<results>/ablation/{model}/{questions}/nullspace.parquet",
-        neurons="<results>/ablation/{model}/{questions}/neurons.parquet",
-        blocks="<results>/ablation/{model}/{questions}/blocks.parquet",
-        sweep="<results>/steering/{model}/{questions}/sweep.parquet",
-        summary="<results>/steering/{model}/{questions}/summary.json",
+        tables=TABLES,
         code=code_of("render_report", beside=[NOTEBOOK]),
     output:
         executed="<reports>/{model}/{questions}.ipynb",

@@ -35,13 +35,7 @@ rule steer_prompts:
         runtime=minutes(240),
         gpu=GPU,
     params:
-        alphas=config["steering"]["alphas"],
-        modes=config["steering"]["modes"],
-        chunk=config["steering"]["chunk"],
-        n_bins=config["calibration"]["n_bins"][0],
-        dtype=config["extract"]["dtype"],
-        device=config["extract"]["device"],
-        quantize=config["extract"]["quantize"],
+        **settings("steer_prompts", config),
     message:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
@@ -70,14 +64,8 @@ rule evaluate_steering:
         mem_mb=mb(4000, copies=4),
         runtime=growing(30),
     params:
-        alphas=config["steering"]["alphas"],
-        accuracy_margin=config["steering"]["accuracy_margin"],
-        nll_margin=config["steering"]["nll_margin"],
-        pairs=len(OWN["models"]) * len(OWN["questions"]),  # of the whole study,
-        min_group=config["calibration"]["min_group"],
-        n_bins=config["calibration"]["n_bins"][0],
-        draws=config["calibration"]["draws"],
-        seed=config["seed"],
+        **settings("evaluate_steering", config),
+        pairs=len(OWN["models"]) * len(OWN["questions"]),  # of the whole study
     message:
         "Evaluating steering of {wildcards.model} on {wildcards.questions}"
     shell:

@@ -57,10 +57,10 @@ def _tango(gained: float, lost: float, n: float, z: float) -> tuple[float, float
 
 def _design_effect(change: np.ndarray, cluster: np.ndarray) -> float:
     """Variance of a mean over clustered rows in units of that over independent ones, at least 1."""
-    _, place, size = np.unique(cluster, return_inverse=True, return_counts=True)
+    _, index, size = np.unique(cluster, return_inverse=True, return_counts=True)
     rest = change - change.mean()
     typical = (size**2).sum() / size.sum()
-    together = (np.bincount(place, rest) ** 2).sum() + typical**2
+    together = (np.bincount(index, rest) ** 2).sum() + typical**2
     return max(1.0, together / ((rest**2).sum() + typical))
 
 
@@ -119,7 +119,7 @@ def above_chance(
         named, right = predicted[rows], answer[rows]
         letters = int(max(named.max(), right.max())) + 1
         for said, known in zip(named.T, right.T, strict=True):
-            counts = (np.bincount(one, minlength=letters) for one in (said, known))
+            counts = (np.bincount(letter, minlength=letters) for letter in (said, known))
             expected += float(np.prod(list(counts), 0).sum()) / len(rows)
         for draw in range(draws):
             hits[draw] += (named == right[rng.permutation(len(rows))]).sum()

@@ -293,9 +293,9 @@ def _residual_spectrum(confidence: np.ndarray, residual: np.ndarray) -> np.ndarr
     In this basis the Gaussian reflected at both ends is a plain product.
     """
     shape, n, last = confidence.shape[:-1], confidence.shape[-1], SMOOTH_POINTS - 1
-    place = confidence * last
-    below = np.minimum(place.astype(int), last - 1)
-    part = place - below
+    position = confidence * last
+    below = np.minimum(position.astype(int), last - 1)
+    part = position - below
     rows = np.repeat(np.arange(int(np.prod(shape))), n) * SMOOTH_POINTS
     cells = int(np.prod(shape)) * SMOOTH_POINTS
     flat = rows + below.ravel()

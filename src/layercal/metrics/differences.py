@@ -67,9 +67,9 @@ def error_difference(
     farthest = max(_farthest(a, b), abs(value))
     if farthest <= RESOLUTION:
         return Difference(value, -farthest, farthest, 1.0)
-    found = contrast([a, b], [1, -1], picked_from, level)
-    low, high = max(found.low, -farthest), min(found.high, farthest)
-    return Difference(found.value, min(low, farthest), max(high, -farthest), found.p)
+    tested = contrast([a, b], [1, -1], picked_from, level)
+    low, high = max(tested.low, -farthest), min(tested.high, farthest)
+    return Difference(tested.value, min(low, farthest), max(high, -farthest), tested.p)
 
 
 def contrast(
@@ -107,8 +107,8 @@ def contrast(
 def _farthest(a: GapSample, b: GapSample) -> float:
     """Upper confidence limit of how far two errors can lie apart, question by question."""
     apart = sum(
-        np.abs(one[0] * (one[2] - one[1])[:, None] - two[0] * (two[2] - two[1])[:, None]).sum(-1)
-        for one, two in zip(a.blocks, b.blocks, strict=True)
+        np.abs(x[0] * (x[2] - x[1])[:, None] - y[0] * (y[2] - y[1])[:, None]).sum(-1)
+        for x, y in zip(a.blocks, b.blocks, strict=True)
     )
     return float(apart.sum() + 2 * (a.weights @ apart.astype(np.float32)).std())
 
@@ -139,10 +139,10 @@ class _Tests:
 
     def __init__(self, samples: Sequence[GapSample], coefficients: np.ndarray):
         self.samples, self.coefficients = samples, coefficients
-        self.ends = np.cumsum([len(one.gap) for one in samples])[:-1]
-        self.gap = np.concatenate([one.gap for one in samples])
-        self.noise = np.concatenate([one.noise for one in samples], -1).astype(np.float32)
-        observed = np.array([one.estimate for one in samples])
+        self.ends = np.cumsum([len(sample.gap) for sample in samples])[:-1]
+        self.gap = np.concatenate([sample.gap for sample in samples])
+        self.noise = np.concatenate([sample.noise for sample in samples], -1).astype(np.float32)
+        observed = np.array([sample.estimate for sample in samples])
         self.value = float(coefficients @ observed)
         self.level = float(np.abs(coefficients) @ observed)
         drawn, level = self.drawn(self.gap)
@@ -152,17 +152,17 @@ class _Tests:
         self.grid = self.value + reach * steps
         self.near = np.gradient(self.grid) / 4
         tails = np.array(
-            [self.tails(*one) for one in zip(self.grid, self.near, self.truths(), strict=True)]
+            [self.tails(*point) for point in zip(self.grid, self.near, self.truths(), strict=True)]
         )
         self.below = np.maximum.accumulate(tails[::-1, 0])[::-1]
         self.above = np.maximum.accumulate(tails[:, 1])
 
     def drawn(self, gap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Resampled contrasts, and sums of errors, if gaps (..., k) were true; (..., draws)."""
-        made = self.noise + gap[..., None, :].astype(np.float32)
+        drawn = self.noise + gap[..., None, :].astype(np.float32)
         errors = [
-            one.statistic(part)
-            for one, part in zip(self.samples, np.split(made, self.ends, -1), strict=True)
+            sample.statistic(part)
+            for sample, part in zip(self.samples, np.split(drawn, self.ends, -1), strict=True)
         ]
         return tuple(
             sum(weight * error for weight, error in zip(weights, errors, strict=True))
@@ -181,10 +181,10 @@ class _Tests:
         count = len(self.samples)
         # signs of the readings one by one only where there are few of them
         signs = product((0, -1, 1), repeat=2) if count == 2 else ((s,) * count for s in (0, -1, 1))
-        sizes = [len(one.gap) for one in self.samples]
-        push = np.array([np.repeat(one, sizes) for one in signs])
+        sizes = [len(sample.gap) for sample in self.samples]
+        push = np.array([np.repeat(sign, sizes) for sign in signs])
         push = UNCERTAIN * np.sqrt(np.diag(covariance)) * push
-        start = self.gap * np.repeat([_shrinkage(one) for one in self.samples], sizes)
+        start = self.gap * np.repeat([_shrinkage(sample) for sample in self.samples], sizes)
         start, at = np.tile(start, (len(push), 1)), self.true(start)
         rising = self.walk(start, push, np.maximum(self.grid, at), covariance)
         falling = self.walk(start, push, np.minimum(self.grid[::-1], at), covariance)[::-1]
@@ -192,14 +192,14 @@ class _Tests:
 
     def walk(self, gap, push, goals, covariance) -> np.ndarray:
         """Move gaps (kinds, k) to each goal in turn by the noise that is likeliest."""
-        places = []
+        gaps = []
         for goal in goals:
             for _ in range(4):  # the contrast is linear but where a gap changes its sign
                 slope = self.slope(gap + push)
                 step = slope @ covariance
                 gap = gap + step * ((goal - self.true(gap)) / (step * slope).sum(-1))[:, None]
-            places.append(gap)
-        return np.array(places)
+            gaps.append(gap)
+        return np.array(gaps)
 
     def slope(self, gap: np.ndarray, step: float = 1e-7) -> np.ndarray:
         """Gradient of the contrast at gaps (kinds, k); the same shape."""

@@ -79,14 +79,14 @@ def mean_change(difference: np.ndarray, cluster: np.ndarray) -> MeanChange:
     ValueError
         If there are fewer than two clusters.
     """
-    _, place = np.unique(cluster, return_inverse=True)
-    groups = int(place.max()) + 1
+    _, index = np.unique(cluster, return_inverse=True)
+    groups = int(index.max()) + 1
     if groups < 2:
         raise ValueError(f"a standard error needs two clusters of questions, got {groups}")
     value = float(np.mean(difference))
     # sums of clusters are independent, whatever their sizes
-    residual = np.bincount(place, difference - value)
-    error = np.sqrt(groups / (groups - 1) * (residual**2).sum()) / len(place)
+    residual = np.bincount(index, difference - value)
+    error = np.sqrt(groups / (groups - 1) * (residual**2).sum()) / len(index)
     return MeanChange(value, float(error), groups - 1)
 
 
@@ -106,7 +106,7 @@ def share(part: np.ndarray, whole: np.ndarray, cluster: np.ndarray, level: float
         The interval holds the shares s at which the mean of ``part - s whole`` does not differ
         from 0; it has no ends, and they are infinite, where ``whole`` does not differ from 0.
     """
-    x, y = (mean_change(one, cluster) for one in (part, whole))
+    x, y = (mean_change(change, cluster) for change in (part, whole))
     both = mean_change(part + whole, cluster).error ** 2
     covariance = (both - x.error**2 - y.error**2) / 2
     reach = float(student.ppf((1 + level) / 2, y.freedom)) ** 2

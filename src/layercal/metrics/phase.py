@@ -125,7 +125,7 @@ class Phase:
     @classmethod
     def from_json(cls, content: dict) -> Phase:
         """Read what :meth:`to_json` gives; what follows from the fields is worked out again."""
-        held = {one.name: content[one.name] for one in fields(cls) if one.name in content}
+        held = {field.name: content[field.name] for field in fields(cls) if field.name in content}
         tuned = content.get("tuned")
         return cls(**{**held, "tuned": tuned and cls.from_json(tuned)})
 
@@ -278,12 +278,12 @@ def detect(
     ]
     ece = np.array([sample.estimate for sample in samples])
     peak = decision + int(np.argmax(ece[decision:]))
-    found = differences.error_difference(samples[peak], samples[final], max(1, final - decision))
+    fall = differences.error_difference(samples[peak], samples[final], max(1, final - decision))
     margin = CLIMB * max(0.0, known.accuracy - known.chance)
     first = settled_layer(correct, margin, tolerance, cluster)
     trend = _fall(samples[first:])
     rises = trend.p <= LEVEL and trend.value < 0 and order_p(-ece[first:]) <= LEVEL
-    resampled = np.stack([one.statistic(one.noise + one.gap) for one in samples], -1)
+    resampled = np.stack([sample.statistic(sample.noise + sample.gap) for sample in samples], -1)
     curves = weights @ correct.T.astype(np.float32) / n
     low, high = resampling.interval(curve[final], curves[:, final])
     return Phase(
@@ -299,10 +299,10 @@ def detect(
         top_letter=known.top_letter,
         ece_peak=float(ece[peak]),
         ece_final=float(ece[final]),
-        correction=found.value,
-        ci_low=found.low,
-        ci_high=found.high,
-        p=found.p,
+        correction=fall.value,
+        ci_low=fall.low,
+        ci_high=fall.high,
+        p=fall.p,
         settled_layer=first,
         margin=margin,
         trend=trend.value,
@@ -323,46 +323,46 @@ def _fall(samples: list[resampling.GapSample]) -> differences.Difference:
     return differences.contrast(samples, -depth * (len(samples) - 1) / (depth**2).sum())
 
 
-def _reason(found: Phase) -> str:
-    outcome, final = found.outcome, found.final_layer
+def _reason(phase: Phase) -> str:
+    outcome, final = phase.outcome, phase.final_layer
     accuracy_said = (
-        f"final accuracy {found.accuracy_final:.3f} "
-        f"(95 % CI {found.accuracy_final_low:.3f} to {found.accuracy_final_high:.3f})"
+        f"final accuracy {phase.accuracy_final:.3f} "
+        f"(95 % CI {phase.accuracy_final_low:.3f} to {phase.accuracy_final_high:.3f})"
     )
-    letters = f"{found.chance:.3f} from the letters named, p = {found.chance_p:.2g}"
+    letters = f"{phase.chance:.3f} from the letters named, p = {phase.chance_p:.2g}"
     if outcome == "at chance":
         return (
             f"No phase is claimed: as asked here, {accuracy_said} is not above chance ({letters}; "
-            f"one letter makes up {found.top_letter:.0%} of the predictions), and a model that "
+            f"one letter makes up {phase.top_letter:.0%} of the predictions), and a model that "
             "does not know the answers has no correction to show, whatever its ECE does."
         )
     above = f"{accuracy_said} lies above chance ({letters})"
-    share = f"Without tests, {found.resampled_share:.0%} of the resamples show a phase."
+    share = f"Without tests, {phase.resampled_share:.0%} of the resamples show a phase."
     ends = (
-        f"ECE goes from {found.ece_peak:.3f} at layer {found.peak_layer} to "
-        f"{found.ece_final:.3f} at layer {final}, a correction of {found.correction:.3f} "
-        f"(95 % CI {found.ci_low:.3f} to {found.ci_high:.3f})"
+        f"ECE goes from {phase.ece_peak:.3f} at layer {phase.peak_layer} to "
+        f"{phase.ece_final:.3f} at layer {final}, a correction of {phase.correction:.3f} "
+        f"(95 % CI {phase.ci_low:.3f} to {phase.ci_high:.3f})"
     )
-    first = found.settled_layer
+    first = phase.settled_layer
     line = (
-        f"a straight line through ECE falls by {found.trend:.3f} (95 % CI "
-        f"{found.trend_low:.3f} to {found.trend_high:.3f}) from layer {first} to {final}, "
-        f"and layers in any order would fall so in {found.order_p:.2g}"
+        f"a straight line through ECE falls by {phase.trend:.3f} (95 % CI "
+        f"{phase.trend_low:.3f} to {phase.trend_high:.3f}) from layer {first} to {final}, "
+        f"and layers in any order would fall so in {phase.order_p:.2g}"
     )
-    within = f"within {found.margin:.3f}, a quarter of its lead over chance"
+    within = f"within {phase.margin:.3f}, a quarter of its lead over chance"
     if outcome == "no phase":
         return (
             f"No phase: {above}, and over the layers from {first} on, at which it has settled "
-            f"({within}), ECE rises, to {found.ece_final:.3f} at the last. {share}"
+            f"({within}), ECE rises, to {phase.ece_final:.3f} at the last. {share}"
         )
     if outcome == "exists":
         settled = f"accuracy has settled from layer {first} on ({within})"
         return f"The phase exists: {above}, {settled}, {line}; {ends}. {share}"
-    if not found.settled:
+    if not phase.settled:
         why = (
             f"accuracy is shown to be {within}, from layer {first} on only, too "
             f"late to see ECE fall over {FEWEST} layers (its curve stays near the final value from "
-            f"layer {found.decision_layer} on; to show it takes more questions)"
+            f"layer {phase.decision_layer} on; to show it takes more questions)"
         )
     else:
         why = f"ECE is not shown to fall: {line}"

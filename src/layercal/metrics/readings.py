@@ -140,7 +140,7 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
 
     logits = by_layer([name for name in options.columns if name.startswith("logit_")])
     answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
-    one_by_one = [
+    by_rotation = [
         Readings(
             logits[:, :, r],
             answer[:, r],
@@ -150,11 +150,11 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         for r in range(rotations)
     ]
     if rotations == 1:
-        return {"as-is": one_by_one[0]}
+        return {"as-is": by_rotation[0]}
     # letter j shows option (j + shift) mod k, and so does the answer: back to the options
     shift, k = answer[:, :1] - answer, logits.shape[-1]
     option = (np.arange(k)[:, None] - shift[:, None, :]) % k  # questions, options, rotations
-    read = np.stack([one.log_probability for one in one_by_one], -1)
+    read = np.stack([rotation.log_probability for rotation in by_rotation], -1)
     log_probability = np.take_along_axis(read, option[None], -2)
     predicted = log_probability.argmax(-2)
     agree = np.where((shift == 0).all(-1), np.nan, (predicted == predicted[..., :1]).all(-1))
@@ -164,7 +164,10 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         extra={name: value.mean(-1) for name, value in extra.items()} | {"agree": agree},
         cluster=cluster,
     )
-    return {"averaged": averaged, **{f"rotation-{r}": one for r, one in enumerate(one_by_one)}}
+    return {
+        "averaged": averaged,
+        **{f"rotation-{r}": rotation for r, rotation in enumerate(by_rotation)},
+    }
 
 
 def metric_table(
@@ -193,15 +196,15 @@ def metric_table(
     uniform = np.random.default_rng(seed).random(weights.shape, np.float32) if alone else None
     rows = []
     for layer in range(len(read.logits)):
-        one = read.layer(layer)
-        means = one.per_question()
-        means["auroc"] = auroc_values(one.confidence, one.correct)
+        of_layer = read.layer(layer)
+        means = of_layer.per_question()
+        means["auroc"] = auroc_values(of_layer.confidence, of_layer.correct)
         rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
-        probability = np.exp(one.log_probability)
+        probability = np.exp(of_layer.log_probability)
         outcomes = resampling.draw_outcomes(probability, uniform) if alone else None
         for name, bins, entry in registry.listed(n_bins, min_count):
             row = {"layer": layer, "metric": name, "n_bins": bins}
-            rows.append({**row, **_error(entry, one, weights, bins, outcomes)})
+            rows.append({**row, **_error(entry, of_layer, weights, bins, outcomes)})
     return pd.DataFrame(rows).assign(n=len(read.answer)).fillna({"reason": ""})
 
 
@@ -217,12 +220,12 @@ def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
     -------
     dict of array of bool, shape (n,)
     """
-    found = {Group(): np.ones(len(prompts), bool)}
+    members = {Group(): np.ones(len(prompts), bool)}
     kinds = ["category", "subject"] + ["language"] * (len(set(prompts["language"])) > 1)
     for kind in kinds:
         for name in sorted(set(prompts[kind])):
-            found[Group(kind, name)] = (prompts[kind] == name).to_numpy()
-    return found
+            members[Group(kind, name)] = (prompts[kind] == name).to_numpy()
+    return members
 
 
 def group_table(
@@ -247,14 +250,14 @@ def group_table(
     """
     held = {name: len(np.unique(read.cluster[rows])) for name, rows in groups.items()}
 
-    def one(name: Group) -> pd.DataFrame:
+    def measured(name: Group) -> pd.DataFrame:
         if held[name] >= min_group:
             return metric_table(read.take(groups[name]), *settings)
         return pd.DataFrame()
 
     # one BLAS thread each: the groups share the cores, and sums do not depend on how many there are
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        tables = dict(zip(groups, pool.map(one, groups), strict=True))
+        tables = dict(zip(groups, pool.map(measured, groups), strict=True))
     full = next((table for table in tables.values() if len(table)), None)
     if full is None:
         raise InputError(
@@ -331,11 +334,11 @@ def auroc_values(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
     if np.isnan(area):
         return np.full(len(confidence), np.nan)
     right, everywhere = correct == 1, rankdata(confidence)
-    place = np.empty(len(confidence))
+    placement = np.empty(len(confidence))
     for kind in (right, ~right):
-        place[kind] = (everywhere[kind] - rankdata(confidence[kind])) / (~kind).sum()
-    place[~right] = 1 - place[~right]
-    return area + (place - area) / np.where(right, right.mean(), 1 - right.mean())
+        placement[kind] = (everywhere[kind] - rankdata(confidence[kind])) / (~kind).sum()
+    placement[~right] = 1 - placement[~right]
+    return area + (placement - area) / np.where(right, right.mean(), 1 - right.mean())
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> pd.DataFrame:

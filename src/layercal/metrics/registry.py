@@ -93,10 +93,10 @@ def smooth_sample(confidence, correct, weights, points: int = 65) -> GapSample:
     """
     bandwidth = smooth_bandwidth(confidence, correct)
     at = np.linspace(0, 1, points, dtype=np.float32)
-    place = confidence.astype(np.float32)[:, None]
+    centre = confidence.astype(np.float32)[:, None]
     columns = np.zeros((len(confidence), points), np.float32)
     for mirrored in (at, -at, 2 - at):
-        columns += np.exp(-0.5 * ((place - mirrored) / np.float32(bandwidth)) ** 2)
+        columns += np.exp(-0.5 * ((centre - mirrored) / np.float32(bandwidth)) ** 2)
     area = np.full(points, 1 / (points - 1))
     area[[0, -1]] /= 2
     columns *= (area / (bandwidth * np.sqrt(2 * np.pi) * len(confidence))).astype(np.float32)
@@ -117,8 +117,8 @@ def classwise_sample(probability, answer, weights, n_bins: int = 10, n_options=N
     options = probability.shape[-1] if n_options is None else np.mean(n_options)
     share = np.float32(options * len(answer))
     blocks = [
-        (_member(np.minimum(one, 1), n_bins) / share, one, (answer == option).astype(float))
-        for option, one in enumerate(probability.T)
+        (_member(np.minimum(column, 1), n_bins) / share, column, (answer == option).astype(float))
+        for option, column in enumerate(probability.T)
     ]
     return GapSample(blocks, weights, sum_of_gaps)
 
@@ -186,10 +186,10 @@ class Binned:
         if self.equal_mass and n < n_bins:
             return f"{n} questions cannot fill {n_bins} bins of equal mass"
         pair = read.confidence, read.correct.astype(float)
-        found = self.sample(*pair, weights, *self._bins(n_bins))
-        if found is None:
+        sample = self.sample(*pair, weights, *self._bins(n_bins))
+        if sample is None:
             return f"no bin holds {self.sample.keywords['min_count']} questions"
-        return found
+        return sample
 
     def value(self, confidence, correct, weights: np.ndarray, n_bins: int) -> tuple:
         """The error of one reading with its interval, NaN where there is none.

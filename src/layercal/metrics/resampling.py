@@ -58,8 +58,8 @@ def cluster_weights(cluster: np.ndarray, draws: int, seed: int) -> np.ndarray:
     array of float32, shape (draws, n)
         As :func:`resample_weights`, which this is if no two rows share a cluster.
     """
-    names, place = np.unique(cluster, return_inverse=True)
-    weights = resample_weights(len(names), draws, seed)[:, place]
+    names, index = np.unique(cluster, return_inverse=True)
+    weights = resample_weights(len(names), draws, seed)[:, index]
     # resamples of clusters of different sizes differ in their number of rows
     return weights * (len(cluster) / weights.sum(-1, keepdims=True))
 

@@ -22,15 +22,11 @@ from layercal import InputError, results
 from layercal.metrics import calibration, readings
 from layercal.report import charts
 from layercal.sources.questions import LETTERS, hash_order
+from layercal.steering.steered import MODES
 
 LIMIT = 4_800_000  # bytes of a page
 COLUMNS = ("ids", "probability", "chosen")  # one entry a question
 PREVIOUS, UNSTEERED = "the layer before", "the same reading, unsteered"
-STEERED = {
-    "lens": "steered, read at the steered layer",
-    "through-network": "steered, read at the last layer",
-    "all-positions": "steered at all positions, read at the last layer",
-}
 # what becomes of an answer: by whether it was right, is right, and is the same option
 MOVES = ["stayed right", "became right", "became wrong", "wrong, another option", "stayed wrong"]
 
@@ -72,17 +68,17 @@ class Steps:
         logits = self.logits.reshape(-1, n, k)
         confidence, chosen = softmax(logits.astype(float), -1).max(-1), logits.argmax(-1)
         correct = chosen == self.answer
-        before = {name: one.reshape(-1, n) for name, one in self.references.items()}
+        before = {name: other.reshape(-1, n) for name, other in self.references.items()}
         groups = {}
         for name, rows in self.groups.items():
             pair = confidence[:, rows], correct[:, rows]
             groups[name] = {
                 "numbers": self._numbers(name, *pair),
                 "bins": _bins(*pair, self.n_bins),
-                "flow": [flow(one[:, rows], chosen[:, rows], k) for one in before.values()],
+                "flow": [flow(other[:, rows], chosen[:, rows], k) for other in before.values()],
                 "moves": [
-                    moves(one[:, rows], chosen[:, rows], self.answer[rows])
-                    for one in before.values()
+                    moves(other[:, rows], chosen[:, rows], self.answer[rows])
+                    for other in before.values()
                 ],
             }
         return {
@@ -102,7 +98,7 @@ class Steps:
             "ece": calibration.ece(confidence, correct, self.n_bins),
         }
         table = self.intervals[self.intervals["group"] == group]
-        found = {}
+        by_metric = {}
         for metric, value in values.items():
             rows = table[table["metric"] == metric]
             bounds = np.full((len(value), 3), np.nan)
@@ -113,8 +109,8 @@ class Steps:
                         "table of metrics does, so they are of different runs; run both again"
                     )
                 bounds = rows[["ci_low", "ci_high", "null_high"]].to_numpy(float)
-            found[metric] = _plain(np.column_stack([value, bounds]), 9)
-        return found
+            by_metric[metric] = _plain(np.column_stack([value, bounds]), 9)
+        return by_metric
 
 
 def _plain(values: np.ndarray, digits: int) -> list:
@@ -146,7 +142,7 @@ def flow(before: np.ndarray, after: np.ndarray, n_options: int) -> list[list[int
         ``a * n_options + b``.
     """
     cells = n_options**2
-    return [np.bincount(one, minlength=cells).tolist() for one in before * n_options + after]
+    return [np.bincount(step, minlength=cells).tolist() for step in before * n_options + after]
 
 
 def moves(before: np.ndarray, after: np.ndarray, answer: np.ndarray) -> list[list[int]]:
@@ -215,7 +211,7 @@ def steered_steps(
     chosen = logits.argmax(-1)
     unsteered = chosen[:, :, [alphas.index(0)]]
     return Steps(
-        label=STEERED[sweep["mode"].iloc[0]],
+        label=MODES[sweep["mode"].iloc[0]].label,
         logits=logits,
         answer=answer,
         groups=groups,
@@ -244,8 +240,8 @@ def described(groups: dict[str, np.ndarray], metrics: pd.DataFrame) -> list[dict
 
 def picked_groups(prompts: pd.DataFrame) -> dict[str, np.ndarray]:
     """Groups of a page: all, categories, languages; subjects are too many and too small."""
-    found = readings.groups(prompts)
-    return {str(group): rows for group, rows in found.items() if group.kind != "subject"}
+    members = readings.groups(prompts)
+    return {str(group): rows for group, rows in members.items() if group.kind != "subject"}
 
 
 def pair(
@@ -280,11 +276,11 @@ def pair(
     asked = prompts.drop_duplicates("question_id")
     n_bins = results.primary_bins(metrics)
     listed = described(picked_groups(asked), metrics)
-    measured = [one["name"] for one in listed if one["measured"]]
+    measured = [group["name"] for group in listed if group["measured"]]
 
     def groups(table: pd.DataFrame) -> dict[str, np.ndarray]:
-        found = picked_groups(table)
-        return {name: found[name] for name in measured}
+        members = picked_groups(table)
+        return {name: members[name] for name in measured}
 
     steps = [lens_steps(read, groups(asked), metrics, phase, n_bins)]
     for mode, logits in steered.items():
@@ -301,10 +297,10 @@ def pair(
         "letters": LETTERS[: read.logits.shape[-1]],
         "n_bins": n_bins,
         "groups": listed,
-        "readings": [one.plain() for one in steps],
+        "readings": [step.plain() for step in steps],
         "ids": list(asked["question_id"]),
         "probability": np.round(probability * 1000).astype(int).tolist(),
-        "chosen": ["".join(LETTERS[i] for i in one) for one in read.logits.argmax(-1).T],
+        "chosen": ["".join(LETTERS[i] for i in options) for options in read.logits.argmax(-1).T],
     }
 
 
@@ -338,29 +334,29 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
         If a question table lacks a question.
     """
     orders, costs, priced = [], [], set()
-    for one in pairs:
-        text = texts[one["questions"]]
-        lacking = next((name for name in one["ids"] if name not in text), None)
+    for entry in pairs:
+        text = texts[entry["questions"]]
+        lacking = next((name for name in entry["ids"] if name not in text), None)
         if lacking is not None:
             raise InputError(
-                f"{one['questions']}: the question table lacks {lacking!r}, which was asked; "
+                f"{entry['questions']}: the question table lacks {lacking!r}, which was asked; "
                 "fetch and extract again"
             )
-        order = hash_order(one["ids"], seed)
+        order = hash_order(entry["ids"], seed)
         orders.append(order)
-        held = [[one[name][i] for name in COLUMNS] for i in order]
-        if one["questions"] not in priced:  # the text stands once, whatever the number of models
+        held = [[entry[name][i] for name in COLUMNS] for i in order]
+        if entry["questions"] not in priced:  # the text stands once, whatever the number of models
             held = [[*columns, columns[0], text[columns[0]]] for columns in held]
-        priced.add(one["questions"])
+        priced.add(entry["questions"])
         costs.append([_size(columns) for columns in held])
     longest = max(map(len, costs))
     total = sum(np.pad(cost, (0, longest - len(cost))) for cost in costs).cumsum()
     keep = int((total <= budget).sum())
     kept = []
-    for one, order in zip(pairs, orders, strict=True):
+    for entry, order in zip(pairs, orders, strict=True):
         rows = sorted(order[:keep])
-        columns = {name: [one[name][i] for i in rows] for name in COLUMNS}
-        kept.append({**one, **columns, "asked": len(one["ids"])})
+        columns = {name: [entry[name][i] for i in rows] for name in COLUMNS}
+        kept.append({**entry, **columns, "asked": len(entry["ids"])})
     return kept
 
 
@@ -386,16 +382,16 @@ def page(pairs: list[dict], texts: dict[str, dict], template: str, script: str) 
     """
     specs = charts.specs()
     library = vl_convert.javascript_bundle()
-    summary = [{k: v for k, v in one.items() if k not in COLUMNS} for one in pairs]
+    summary = [{k: v for k, v in entry.items() if k not in COLUMNS} for entry in pairs]
     budget = LIMIT - len(library) - _size([summary, specs]) - len(template) - len(script)
     kept = thinned(pairs, texts, budget)
-    shown = {one["questions"]: set() for one in kept}
-    for one in kept:
-        shown[one["questions"]].update(one["ids"])
+    shown = {entry["questions"]: set() for entry in kept}
+    for entry in kept:
+        shown[entry["questions"]].update(entry["ids"])
     asked = {
         name: {key: text for key, text in texts[name].items() if key in ids}
         for name, ids in shown.items()
     }
     data = {"pairs": kept, "texts": asked, "specs": specs, "moves": MOVES}
-    made = jinja2.Environment(autoescape=True).from_string(template)
-    return made.render(data=dump(data), library=library, script=script)
+    environment = jinja2.Environment(autoescape=True)
+    return environment.from_string(template).render(data=dump(data), library=library, script=script)

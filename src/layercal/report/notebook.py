@@ -10,6 +10,7 @@ from IPython.display import HTML, Markdown, display
 from layercal.report import figures, pages, tables, words
 from layercal.results import Results
 from layercal.steering.dimensions import in_words
+from layercal.steering.steered import MODES
 
 
 class Report:
@@ -22,7 +23,7 @@ class Report:
 
     def __init__(self, results: Results):
         self.results = results
-        results.check(*figures.TABLES)
+        results.check()
         self.verdicts = results.verdicts
         self.primary = self.verdicts["direction"].iloc[0]
         self.kinds = list(self.verdicts["kind"].unique())
@@ -74,22 +75,15 @@ class Report:
             table = self.results.dimensions
             self.say(*(in_words(table, layer) for layer in table["layer"].unique()))
 
-    def steering(self, mode: str, heading: str = "") -> None:
-        """Show what steering does in a mode; nothing where a heading is given and it was not run.
+    def steering(self) -> None:
+        """Show what steering does in each mode that was part of the study."""
+        of_all = self.verdicts[self.verdicts["group"].eq("all")]
+        for mode, rows in of_all.groupby("mode", sort=False):
+            label, acts = MODES[mode].label, MODES[mode].acts
+            self.heading(f"### {label[0].upper()}{label[1:]} (`{mode}`)\n\n{acts}")
+            self._mode(mode, rows)
 
-        Parameters
-        ----------
-        mode : {"lens", "through-network", "all-positions"}
-        heading : str, optional
-            Markdown to show above.
-        """
-        rows = self.verdicts[self.verdicts["mode"].eq(mode) & self.verdicts["group"].eq("all")]
-        if not len(rows):
-            if not heading:
-                self.say(f"Mode {mode} was not part of this study.")
-            return
-        if heading:
-            self.heading(heading)
+    def _mode(self, mode: str, rows: pd.DataFrame) -> None:
         if not self.results.phase["exists"]:
             self.say(
                 "No correction phase is claimed for this model; the curves are shown as a "

@@ -17,9 +17,9 @@ DECISION, PEAK = {"ls": "--", "lw": 1.2}, {"ls": ":", "lw": 1.6}
 BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "fontsize": "small"}
 
 
-def look(place: int) -> dict:
+def look(index: int) -> dict:
     """Colour and marker of one of several lines; no two of the first 40 are alike."""
-    return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+    return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def theme() -> None:

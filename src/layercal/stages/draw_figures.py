@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from layercal import files
-from layercal.report import figures, tables
+from layercal.report import figures
 from layercal.report.figures import curves
+from layercal.report.tables import claims_latex
 from layercal.results import Results
 from layercal.stages import Output
 
@@ -15,17 +16,7 @@ def draw_figures(
     *,
     model: str,
     questions: str,
-    prompts: Path,
-    options: Path,
-    metrics: Path,
-    phase: Path,
-    directions: Path,
-    dimensions: Path,
-    nullspace: Path,
-    neurons: Path,
-    blocks: Path,
-    sweep: Path,
-    summary: Path,
+    tables: list[Path],
     claims: Output,
     png: Output,
     pdfs: list[Output],
@@ -33,20 +24,8 @@ def draw_figures(
     csvs: list[Output],
 ) -> None:
     """Draw each figure once, into files that reports and papers show."""
-    results = Results.of(
-        prompts=prompts,
-        options=options,
-        metrics=metrics,
-        phase=phase,
-        directions=directions,
-        dimensions=dimensions,
-        nullspace=nullspace,
-        neurons=neurons,
-        blocks=blocks,
-        sweep=sweep,
-        summary=summary,
-    )
-    results.check(*figures.TABLES)
+    results = Results.of(*tables)
+    results.check()
     for pdf, image, csv in zip(pdfs, pngs, csvs, strict=True):
         drawing = figures.draw(pdf.stem, results)
         files.write_atomically(pdf, drawing.pdf())
@@ -55,4 +34,4 @@ def draw_figures(
     title = f"{model} on {questions}"
     titled = curves.plot_layer_curves(curves.phase_rows(results), results.phase, title)
     titled.savefig(png)
-    files.write_atomically(claims, tables.claims_latex(results.claims))
+    files.write_atomically(claims, claims_latex(results.claims))

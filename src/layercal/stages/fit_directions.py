@@ -39,7 +39,7 @@ def fit_directions(
     random: int = 200,
     null_rule: str = "energy=0.999",
     max_layers: int = 8,
-    min_group: int | None = None,
+    category_group: int | None = None,
     tolerance: float = 0.02,
     n_bins: int = 10,
     draws: int = 1000,
@@ -70,7 +70,7 @@ def fit_directions(
     fold = np.array(questions.folds(clusters, folds, seed))
     own = directions.estimators(estimators, ranks) | directions.middle_means()
     fits = {direction: (fit, split, fold) for direction, fit in own.items()}
-    fits |= _of_categories(split, run.prompts, fold, min_group)
+    fits |= _of_categories(split, run.prompts, fold, category_group)
     fold_of = dict(zip(clusters, fold, strict=True))
     fits |= _of_sources(split, fold_of, sources, source_prompts, source_residuals)
     fitted = {}

@@ -27,7 +27,7 @@ def render_atlas(
         for pair, metrics, phase, summary in paths
     }
     for report in reports.values():
-        report.check("metrics", "phase", "summary")
+        report.check()
     drawing = atlas.draw(reports)
     links = {"PDF": pdf.name, "data (CSV)": csv.name}
     files.write_atomically(pdf, drawing.pdf())

@@ -16,6 +16,7 @@ from traitlets import default
 
 from layercal import files
 from layercal.report import pages
+from layercal.results import Results
 from layercal.stages import Output
 
 
@@ -26,17 +27,7 @@ def render_report(
     notebook: Path,
     manifest: Path,
     rejected: Path,
-    prompts: Path,
-    options: Path,
-    metrics: Path,
-    phase: Path,
-    directions: Path,
-    dimensions: Path,
-    nullspace: Path,
-    neurons: Path,
-    blocks: Path,
-    sweep: Path,
-    summary: Path,
+    tables: list[Path],
     figures: list[Path],
     executed: Output,
     html: Output,
@@ -45,22 +36,8 @@ def render_report(
     folder = executed.parent
     folder.mkdir(parents=True, exist_ok=True)
     # as seen from where the notebook will lie, so that it can be run again there
-    paths = {
-        "manifest": manifest,
-        "rejected": rejected,
-        "prompts": prompts,
-        "options": options,
-        "metrics": metrics,
-        "phase": phase,
-        "directions": directions,
-        "dimensions": dimensions,
-        "nullspace": nullspace,
-        "neurons": neurons,
-        "blocks": blocks,
-        "sweep": sweep,
-        "summary": summary,
-        "figures": figures[0].parent,
-    }
+    paths = {"manifest": manifest, "rejected": rejected, "figures": figures[0].parent}
+    paths |= Results.of(*tables).files
     given = {name: os.path.relpath(path, folder) for name, path in paths.items()}
     parameters = {"model": model, "questions": questions, "files": given}
     done = execute(notebook, folder, parameters)

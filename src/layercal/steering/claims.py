@@ -108,8 +108,8 @@ def three_way(row: dict, change: str, level: float) -> tuple[str, str]:
         ``refuted`` if the interval leaves no fall of more than ``nll_margin``: NLL rises, or stays
         within it; else ``confirmed`` if the interval lies below 0, or ``undecided``.
     """
-    found = MeanChange(row[f"{change}_change"], row[f"{change}_change_error"], row["freedom"])
-    low, high = found.interval(1 - level)
+    measured = MeanChange(row[f"{change}_change"], row[f"{change}_change_error"], row["freedom"])
+    low, high = measured.interval(1 - level)
     margin = row["nll_margin"]
     if low > 0:
         return REFUTED, "it rises"
@@ -222,20 +222,20 @@ def claims(phase: Phase, rows: Sequence[dict], by_rank: pd.DataFrame, family: Fa
         ``evidence`` in words, the number that it rests on, ``measure``, ``value`` in ``unit`` with
         ``ci_low`` and ``ci_high`` (95 %), ``n`` questions; of steering, the ``change`` too.
     """
-    found = [_phase_claim(phase)]
+    claims = [_phase_claim(phase)]
     for row in settings(rows):
-        found += _of_branch(row, family)
-    return [*found, _dimension_claim(by_rank, phase.exists)]
+        claims += _of_branch(row, family)
+    return [*claims, _dimension_claim(by_rank, phase.exists)]
 
 
 def settings(rows: Sequence[dict]) -> list[dict]:
     """The rows on which claims rest: one of the primary direction for each mode."""
-    found: dict[str, dict] = {}
+    by_mode: dict[str, dict] = {}
     for row in rows:
         primary = row["direction"] == rows[0]["direction"] and row["group"] == "all"
-        if primary and (row["mode"] not in found or row["layer_choice"] == CHOSEN):
-            found[row["mode"]] = row
-    return list(found.values())
+        if primary and (row["mode"] not in by_mode or row["layer_choice"] == CHOSEN):
+            by_mode[row["mode"]] = row
+    return list(by_mode.values())
 
 
 def _of_branch(row: dict, family: Family) -> list[dict]:
@@ -245,7 +245,7 @@ def _of_branch(row: dict, family: Family) -> list[dict]:
         outcome, reason = UNDECIDED, "no scale helps on the questions that it is chosen on"
     if row["outcome"] == AT_CHANCE:
         outcome, reason = NOT_APPLICABLE, AT_CHANCE
-    found = [_claimed(row, LOWERS, FALL, (outcome, reason), row["verdict"])]
+    claims = [_claimed(row, LOWERS, FALL, (outcome, reason), row["verdict"])]
     for key, claim in CLAIMS.items():
         decided = NOT_APPLICABLE, "NLL is not shown to fall"
         if outcome == CONFIRMED:
@@ -253,8 +253,8 @@ def _of_branch(row: dict, family: Family) -> list[dict]:
         evidence = f"{claim.measure}: {change_in_words(row, claim.change, '+.4f')}"
         if key == BEYOND_CONTROLS:
             evidence = f"{_ranks(row)}; {evidence}"
-        found.append(_claimed(row, key, claim, decided, evidence))
-    return found
+        claims.append(_claimed(row, key, claim, decided, evidence))
+    return claims
 
 
 def _claimed(row: dict, key: str, claim: Claim, decided: tuple, said: str) -> dict:

@@ -13,7 +13,7 @@ from layercal.metrics.paired import losses, mean_change
 from layercal.metrics.scoring import Scoring
 from layercal.steering import baselines
 from layercal.steering.fitted import Direction
-from layercal.steering.steered import READ_LAYER, Steered
+from layercal.steering.steered import MODES, Steered
 from layercal.steering.tally import ALL_CONTROLS, CONTROL, Tally, choose
 
 GROWTH_TEMPERATURE = "temperature of equal growth"
@@ -66,13 +66,13 @@ def cross_select(
         Index of the setting chosen for each fold.
     """
     among = np.ones(len(fold), bool) if among is None else among
-    found = []
+    settings = []
     for f in range(len(nll)):
         others = (fold != f) & among
-        found.append(
+        settings.append(
             select_scale(nll[f][:, others], correct[f][:, others], alphas, accuracy_margin)
         )
-    return found
+    return settings
 
 
 @dataclass(kw_only=True)
@@ -109,17 +109,17 @@ class Sweep(Scoring):
     @property
     def modes(self) -> list[str]:
         """Modes of reading."""
-        return [mode for mode in READ_LAYER if mode in self.steered]
+        return [mode for mode in MODES if mode in self.steered]
 
     def done(self, mode: str) -> list[Direction]:
         """What is something of its own in a mode: read where it is steered, a turn is no more."""
-        return [one for one in self.directions if (mode, one.intervention) != ("lens", "rotate")]
+        return [each for each in self.directions if (mode, each.intervention) != ("lens", "rotate")]
 
     def take(self, rows: np.ndarray) -> Sweep:
         """Keep only some of the questions; folds stay as they were."""
         return replace(
             self,
-            steered={mode: one.take(rows) for mode, one in self.steered.items()},
+            steered={mode: steered.take(rows) for mode, steered in self.steered.items()},
             controls=self.controls.take(rows),
             answer=self.answer[rows],
             fold=self.fold[rows],
@@ -156,20 +156,20 @@ class Sweep(Scoring):
 
     def scored(self, logits: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
         """Logits of each question at what was chosen without its fold; (n, n_options)."""
-        found = np.empty(logits.shape[2:])
+        held_out = np.empty(logits.shape[2:])
         for f, setting in enumerate(chosen):
-            found[self.fold == f] = logits[f, setting, self.fold == f]
-        return found
+            held_out[self.fold == f] = logits[f, setting, self.fold == f]
+        return held_out
 
     def tempered(self, logits: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
         """The same after temperature scaling, fitted on the other folds at their choice."""
-        found = np.empty(logits.shape[2:])
+        held_out = np.empty(logits.shape[2:])
         for f, setting in enumerate(chosen):
             inside = self.fold == f
-            one = logits[f, setting].astype(float)
-            scale = baselines.temperature(one[~inside], self.answer[~inside])
-            found[inside] = scale(one[inside])
-        return found
+            fitted = logits[f, setting].astype(float)
+            scale = baselines.temperature(fitted[~inside], self.answer[~inside])
+            held_out[inside] = scale(fitted[inside])
+        return held_out
 
     def unsteered(self, mode: str, place: int) -> np.ndarray:
         """Logits at a layer without steering; (n, n_options)."""
@@ -250,20 +250,20 @@ def _measure(sweep: Sweep, logits: np.ndarray, with_interval: bool) -> list[dict
     confidence, correct = sweep.read(logits)
     weights = sweep.weights if with_interval else None
     none = np.nan, np.nan
-    found = {
+    measured = {
         name: entry.value(confidence, correct, weights, sweep.n_bins)
         for name, entry in registry.BINNED.items()
         if entry.dose
     }
-    for name, one in sweep.means(confidence, correct).items():
-        value = float(one.mean())
-        ends = resampling.interval(value, sweep.resampled_mean(one)) if with_interval else none
-        found[name] = value, *ends
-    found = {name: (value, max(a, 0.0), min(b, 1.0)) for name, (value, a, b) in found.items()}
-    for name, one in losses(logits, sweep.answer).items():
-        ends = mean_change(one, sweep.cluster).interval() if with_interval else none
-        found[name] = float(one.mean()), *ends
+    for name, scores in sweep.means(confidence, correct).items():
+        value = float(scores.mean())
+        ends = resampling.interval(value, sweep.resampled_mean(scores)) if with_interval else none
+        measured[name] = value, *ends
+    measured = {name: (value, max(a, 0.0), min(b, 1.0)) for name, (value, a, b) in measured.items()}
+    for name, scores in losses(logits, sweep.answer).items():
+        ends = mean_change(scores, sweep.cluster).interval() if with_interval else none
+        measured[name] = float(scores.mean()), *ends
     return [
         {"metric": name, "value": value, "ci_low": low, "ci_high": high}
-        for name, (value, low, high) in found.items()
+        for name, (value, low, high) in measured.items()
     ]

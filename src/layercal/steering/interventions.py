@@ -16,7 +16,7 @@ from torch import Tensor
 
 from layercal.model import LensModel, Prefix
 from layercal.steering.fitted import Fitted, Variant
-from layercal.steering.steered import READ_LAYER, Steered
+from layercal.steering.steered import MODES, Steered
 
 
 def add(h: Tensor, basis: Tensor, eta: Tensor, alphas: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def steered_logits(
     live, frozen : Tensor, shape (S, n_options)
         With the final norm live, and with its scale frozen at that of the unsteered stream.
     """
-    unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)]
+    unsteered = prefix.residuals[MODES[mode].read(layer, model.n_layers)]
     final = final_residuals(model, prefix, layer, changed, mode, chunk)
     live = model.option_logits(final, option_ids).cpu()
     return live, model.option_logits(final, option_ids, frozen_at=unsteered).cpu()
@@ -218,7 +218,7 @@ def sweep_prompt(
                 everywhere = changes(streams[place].float().cpu(), *rest)
                 parts = (some.movedim(1, 0) for some in everywhere)
             ends = [final_residuals(model, prefix, layer, one, mode, chunk) for one in parts]
-            unsteered = prefix.residuals[READ_LAYER[mode](layer, model.n_layers)].float().cpu()
+            unsteered = prefix.residuals[MODES[mode].read(layer, model.n_layers)].float().cpu()
             found[mode].append(_read(model, torch.cat(ends), unsteered, option_ids, moved))
     grid = len(variants), len(fitted.norms)
     return {mode: _named(by_layer, *grid) for mode, by_layer in found.items()}

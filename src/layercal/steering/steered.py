@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -16,11 +16,40 @@ from layercal.steering import tally
 if TYPE_CHECKING:
     from torch import Tensor
 
-# mode -> layer that is read where another is steered
-READ_LAYER = {
-    "lens": lambda layer, final: layer,
-    "through-network": lambda layer, final: final,
-    "all-positions": lambda layer, final: final,
+
+class Mode(NamedTuple):
+    """A way to steer and to read.
+
+    Attributes
+    ----------
+    read : function (layer, final layer) -> int
+        Layer that is read where another is steered.
+    label : str
+    acts : str
+        What of the model acts on the change, in a sentence.
+    """
+
+    read: Callable[[int, int], int]
+    label: str
+    acts: str
+
+
+MODES = {
+    "lens": Mode(
+        lambda layer, final: layer,
+        "steered, read at the steered layer",
+        "Only the final norm and the unembedding act on the changed stream.",
+    ),
+    "through-network": Mode(
+        lambda layer, final: final,
+        "steered, read at the last layer",
+        "The remaining blocks run on the changed stream.",
+    ),
+    "all-positions": Mode(
+        lambda layer, final: final,
+        "steered at all positions, read at the last layer",
+        "The same change at each position; the remaining blocks run on all of them.",
+    ),
 }
 
 
@@ -128,7 +157,7 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict]:
     def gathered(name: str) -> np.ndarray:
         return torch.cat([shard.pop(name) for shard in shards])[order].numpy()
 
-    modes = [mode for mode in READ_LAYER if _key(mode, "fitted") in shards[0]]
+    modes = [mode for mode in MODES if _key(mode, "fitted") in shards[0]]
     steered = {
         mode: Steered(**{name: gathered(_key(mode, name)) for name in names}) for mode in modes
     }

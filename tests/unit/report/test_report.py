@@ -5,13 +5,15 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from chain import Chain, questions
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from layercal.report import figures
+from layercal.report.notebook import Report
 from layercal.stages.render_report import render_report, strip
+from layercal.steering import steered
 
 
 @pytest.fixture
@@ -42,12 +44,26 @@ def rendered(tmp_path, monkeypatch, capfd):
         notebook=ROOT / "reports/notebooks/report.ipynb",
         model="m",
         questions="own",
-        **chain.tables("manifest", "rejected", *figures.TABLES),
+        **chain.tables("manifest", "rejected"),
+        tables=chain.shown,
         figures=sorted(chain.path("figures").glob("*.png")),
         executed=Path("pages/of/m-own.ipynb"),
         html=Path("pages/of/m-own.html"),
     )
     return tmp_path
+
+
+def test_a_mode_is_shown_where_it_was_run_under_what_it_says_of_itself(monkeypatch):
+    mode = steered.Mode(lambda layer, final: layer, "read twice", "Nothing acts on it.")
+    monkeypatch.setitem(steered.MODES, "twice", mode)
+    report, shown = Report.__new__(Report), []
+    verdicts = {"mode": ["twice", "lens", "lens"], "group": ["all", "all", "category:A"]}
+    report.verdicts = pd.DataFrame(verdicts)
+    monkeypatch.setattr(report, "heading", shown.append)
+    monkeypatch.setattr(report, "_mode", lambda mode, rows: shown.append((mode, len(rows))))
+    report.steering()
+    assert shown[:2] == ["### Read twice (`twice`)\n\nNothing acts on it.", ("twice", 1)]
+    assert "(`lens`)" in shown[2] and shown[3:] == [("lens", 1)]
 
 
 def outputs(notebook):

@@ -3,20 +3,5 @@
 from layercal.report.figures import ablation, curves, directions, groups, reliability, steering
 from layercal.report.figures.registry import REGISTRY, Drawing, draw
 
-__all__ = ["REGISTRY", "TABLES", "Drawing", "draw"]
+__all__ = ["REGISTRY", "Drawing", "draw"]
 __all__ += ["ablation", "curves", "directions", "groups", "reliability", "steering"]
-
-# the results that figures are drawn from
-TABLES = (
-    "prompts",
-    "options",
-    "metrics",
-    "phase",
-    "directions",
-    "dimensions",
-    "nullspace",
-    "neurons",
-    "blocks",
-    "sweep",
-    "summary",
-)

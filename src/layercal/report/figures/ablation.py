@@ -69,8 +69,8 @@ def plot_null_space(table: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, 2, sharex=True)
     for axes, what in zip(panels, ("residual", "update"), strict=True):
         of_what = table[table["what"] == what].groupby("rule", sort=False)
-        for place, (rule, rows) in enumerate(of_what):
-            look, label = style.look(place), f"{rule} ({rows['size'].iloc[0]} of d)"
+        for index, (rule, rows) in enumerate(of_what):
+            look, label = style.look(index), f"{rule} ({rows['size'].iloc[0]} of d)"
             axes.plot(rows["layer"], rows["share"], **look, markersize=3.5, label=label)
             axes.axhline(rows["chance"].iloc[0], color=look["color"], ls="--", lw=1)
         axes.set(xlabel="layer", ylim=(0, None))
@@ -91,14 +91,14 @@ def plot_ablations(table: pd.DataFrame) -> Figure:
     figure = style.new(8.5, 3.2)
     panels = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(panels, ("ece", "accuracy"), strict=True):
-        for place, (name, rows) in enumerate(table.groupby("part")):
+        for index, (name, rows) in enumerate(table.groupby("part")):
             change = rows[f"{metric}_change"]
             low, high = (rows[f"{metric}_change_{end}"] for end in ("low", "high"))
             axes.errorbar(
-                rows["block"] + (-0.12, 0.12)[place],
+                rows["block"] + (-0.12, 0.12)[index],
                 change,
                 [(change - low).clip(lower=0), (high - change).clip(lower=0)],
-                **style.look(place),
+                **style.look(index),
                 ls="",
                 capsize=2.5,
                 label=name,
@@ -125,15 +125,15 @@ def plot_neurons(table: pd.DataFrame, axes: Axes | None = None) -> Figure:
     axes = style.panel(axes, 8.5, 0.3 * len(names) + 1.5)
     low, high = table.loc[random & table["norm"].eq("live"), "ece_change"].agg(["min", "max"])
     axes.axvspan(low, high, color=GREY, alpha=0.35, lw=0, label="random sets: range (norm live)")
-    for place, (norm, rows) in enumerate(table[~random].groupby("norm", sort=False)):
+    for index, (norm, rows) in enumerate(table[~random].groupby("norm", sort=False)):
         rows = rows.set_index("without").loc[names]
         change = rows["ece_change"]
         reach = change - rows["ece_change_low"], rows["ece_change_high"] - change
         axes.errorbar(
             change,
-            [row + 0.28 * place - 0.14 for row in range(len(names))],
+            [row + 0.28 * index - 0.14 for row in range(len(names))],
             xerr=[side.clip(lower=0) for side in reach],
-            **style.look(place),
+            **style.look(index),
             ls="",
             markersize=5,
             capsize=2.5,

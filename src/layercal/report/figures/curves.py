@@ -53,7 +53,7 @@ def letters(results: Results) -> Drawing:
     phase, prompts, metrics = results.phase, results.prompts, results.metrics
     counts = prompts["answer"].value_counts(normalize=True)
     listed = LETTERS[: max(map(len, prompts["option_ids"]))]
-    answers = pd.Series({name: counts.get(place, 0.0) for place, name in enumerate(listed)})
+    answers = pd.Series({name: counts.get(index, 0.0) for index, name in enumerate(listed)})
     # with all rotations, letters are those of the options as they were shown
     order = "rotation-0" if "rotation-0" in set(metrics["order"]) else None
     rows = select(metrics, [f"predicted_{name}" for name in listed], order=order)[COLUMNS]
@@ -233,9 +233,9 @@ def plot_letters(
         To draw on; those of a new figure if left out.
     """
     axes = style.panel(axes, 8.5, 3.6)
-    for place, (letter, share) in enumerate(answers.items()):
+    for index, (letter, share) in enumerate(answers.items()):
         label = f"{letter} (right answer in {share:.0%})"
-        band(axes, of(rows, f"predicted_{letter}"), label=label, **style.look(place))
+        band(axes, of(rows, f"predicted_{letter}"), label=label, **style.look(index))
     mark_phase(axes, phase)
     axes.set(xlabel=DEPTH, ylabel="share of predictions", ylim=(0, 1))
     axes.set_xlim(0, phase["final_layer"])

@@ -104,11 +104,11 @@ def plot_dimensions(table: pd.DataFrame) -> Figure:
     ticks = [rank for rank in sorted(table["rank"].unique()) if rank in (0, 1, 4, 16, 64, 256)]
     all_axes = figure.subplots(1, 3, sharex=True)
     for axes, (column, label) in zip(all_axes, panels.items(), strict=True):
-        for place, layer in enumerate(layers):
+        for index, layer in enumerate(layers):
             of_layer = table[table["layer"] == layer]
             sources = of_layer.groupby("source", sort=False)
             for (source, rows), dashes in zip(sources, ("-", ":", "--"), strict=False):
-                shape = {**style.look(place), "color": colors[place], "ls": dashes}
+                shape = {**style.look(index), "color": colors[index], "ls": dashes}
                 axes.plot(rows["rank"], rows[column], **shape, markersize=4)
                 axes.get_lines()[-1].set_label(f"{layer}, {source}")
         axes.set_xscale("symlog", base=2, linthresh=1)

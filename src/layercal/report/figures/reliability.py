@@ -97,7 +97,7 @@ def plot_reliability_panel(bins: pd.DataFrame, axes: Axes | None = None) -> Axes
     axes = style.panel(axes, 3.4, 3.6)
     states = list(bins["state"].unique())
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
-    for place, state in enumerate(states):
+    for index, state in enumerate(states):
         rows = bins[bins["state"] == state]
         color = (PALETTE[0], PALETTE[3])[state == "steered"]
         reach = rows["accuracy"] - rows["ci_low"], rows["ci_high"] - rows["accuracy"]
@@ -106,14 +106,14 @@ def plot_reliability_panel(bins: pd.DataFrame, axes: Axes | None = None) -> Axes
             rows["accuracy"],
             [side.clip(lower=0) for side in reach],
             color=color,
-            marker=MARKERS[place],
+            marker=MARKERS[index],
             markersize=4,
             capsize=2,
             lw=1.2,
             label=state,
         )
         width = 0.09 / len(states)
-        left = rows["bin"] - 0.095 + place * width
+        left = rows["bin"] - 0.095 + index * width
         share = rows["n"] / rows["n"].sum()
         axes.bar(left, share, width, align="edge", color=color, alpha=0.3, lw=0)
     axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -91,8 +91,8 @@ def plot_dose_response(rows: pd.DataFrame, names: Sequence[str], controls: str) 
     grid = figure.subplots(3 * blocks, columns, sharex=True, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
-    for place, layer in enumerate(layers):
-        block, column = divmod(place, columns)
+    for index, layer in enumerate(layers):
+        block, column = divmod(index, columns)
         for row, (metric, label) in enumerate(DOSED.items()):
             axes, of_metric = grid[3 * block + row, column], rows[rows["metric"] == metric]
             axes.set_visible(True)
@@ -114,13 +114,13 @@ def plot_dose_response(rows: pd.DataFrame, names: Sequence[str], controls: str) 
 def _dose_panel(axes: Axes, rows: pd.DataFrame, names: Sequence[str], controls: str) -> None:
     _control_band(axes, rows[rows["direction"] == controls].sort_values("alpha"))
     colors = [ERROR, *(color for color in PALETTE if color != ERROR)]
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         of_name = rows[rows["direction"] == name].sort_values("alpha")
         primary = name == names[0]
         axes.plot(
             of_name["alpha"],
             of_name["value"],
-            **{**style.look(place), "color": colors[place]},
+            **{**style.look(index), "color": colors[index]},
             markersize=4 if primary else 3,
             lw=2 if primary else 1.1,
             zorder=3 if primary else 2,
@@ -128,7 +128,7 @@ def _dose_panel(axes: Axes, rows: pd.DataFrame, names: Sequence[str], controls: 
         )
         if primary:
             ends = of_name["alpha"], of_name["ci_low"], of_name["ci_high"]
-            axes.fill_between(*ends, color=colors[place], alpha=0.18, lw=0)
+            axes.fill_between(*ends, color=colors[index], alpha=0.18, lw=0)
 
 
 def _control_band(axes: Axes, rows: pd.DataFrame) -> None:

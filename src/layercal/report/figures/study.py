@@ -28,8 +28,8 @@ def plot_atlas(curves: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     panels = figure.subplots(2, 1, sharex=True)
     for axes, metric in zip(panels, ("accuracy", "ece"), strict=True):
         of_metric = curves[curves["metric"] == metric]
-        for place, (name, rows) in enumerate(of_metric.groupby("report", sort=False)):
-            look = style.look(place)
+        for index, (name, rows) in enumerate(of_metric.groupby("report", sort=False)):
+            look = style.look(index)
             axes.plot(rows["depth"], rows["value"], label=name, **look, markersize=3.5)
             shade = {"color": look["color"], "alpha": 0.12, "lw": 0}
             axes.fill_between(rows["depth"], rows["ci_low"], rows["ci_high"], **shade)
@@ -56,24 +56,24 @@ def plot_rules(edges: Sequence[tuple[str, str]]) -> Figure:
     graph = networkx.transitive_reduction(networkx.DiGraph(edges))
     # as low as what reads it allows
     rows = list(networkx.topological_generations(graph.reverse()))
-    place: dict[str, tuple[float, int]] = {}
+    position: dict[str, tuple[float, int]] = {}
     for height, row in enumerate(rows):
         # each where those that read it are on average, so that few arrows cross
         wanted = {
-            rule: sum(place[reader][0] for reader in graph.successors(rule))
+            rule: sum(position[reader][0] for reader in graph.successors(rule))
             / max(graph.out_degree(rule), 1)
             for rule in row
         }
         for column, rule in enumerate(sorted(row, key=lambda rule: (wanted[rule], rule))):
-            place[rule] = column - (len(row) - 1) / 2, height
+            position[rule] = column - (len(row) - 1) / 2, height
     widest = max(map(len, rows))
     figure = style.new(2.1 * widest + 0.4, 0.75 * len(rows))
     axes = figure.subplots()
     for source, target in sorted(graph.edges):
         arrow = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 14, "shrinkB": 14}
-        axes.annotate("", place[target], place[source], arrowprops=arrow)
+        axes.annotate("", position[target], position[source], arrowprops=arrow)
     box = {"boxstyle": "round", "facecolor": "white", "edgecolor": PALETTE[0]}
-    for rule, at in sorted(place.items()):
+    for rule, at in sorted(position.items()):
         axes.text(*at, rule.replace("_", " "), ha="center", va="center", size="small", bbox=box)
     axes.set(xlim=(-widest / 2, widest / 2), ylim=(-0.5, len(rows) - 0.5))
     axes.set_axis_off()
