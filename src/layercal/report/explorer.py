@@ -94,7 +94,7 @@ class Steps:
             "groups": groups,
         }
 
-    def _numbers(self, group: str, confidence, correct) -> dict:
+    def _numbers(self, group: str, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """Value, interval and null floor of each metric, with None for what was not computed."""
         values = {
             "accuracy": correct.mean(-1),
@@ -119,7 +119,9 @@ class Steps:
 
 def _plain(values: np.ndarray, digits: int) -> list:
     """Rounded nested lists, None where NaN."""
-    return np.where(np.isnan(values), None, np.round(values, digits)).tolist()
+    rounded = np.round(values, digits).astype(object)
+    rounded[np.isnan(values)] = None
+    return rounded.tolist()
 
 
 def _bins(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> dict[str, list]:
@@ -313,7 +315,7 @@ def ask(table: pd.DataFrame) -> dict[str, dict]:
     columns = ["subject", "category", "question", "choices", "answer"]
     rows = table.set_index("question_id")[columns]
     rows = rows.assign(choices=rows["choices"].map(list), answer=rows["answer"].map(int))
-    return rows.to_dict("index")
+    return dict(zip(rows.index, rows.to_dict("records"), strict=True))
 
 
 def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 0) -> list[dict]:
@@ -337,7 +339,8 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
     InputError
         If a question table lacks a question.
     """
-    orders, costs, priced = [], [], set()
+    orders, costs = [], []
+    priced: set[str] = set()
     for one in pairs:
         text = texts[one["questions"]]
         lacking = next((name for name in one["ids"] if name not in text), None)
@@ -354,7 +357,7 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
         priced.add(one["questions"])
         costs.append([_size(columns) for columns in held])
     longest = max(map(len, costs))
-    total = sum(np.pad(cost, (0, longest - len(cost))) for cost in costs).cumsum()
+    total = np.sum([np.pad(cost, (0, longest - len(cost))) for cost in costs], 0).cumsum()
     keep = int((total <= budget).sum())
     kept = []
     for one, order in zip(pairs, orders, strict=True):
@@ -368,7 +371,7 @@ strict = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",
 dump = partial(htmlsafe_json_dumps, dumps=strict)
 
 
-def _size(value) -> int:
+def _size(value: object) -> int:
     return len(dump(value).encode())
 
 
@@ -385,11 +388,11 @@ def page(pairs: list[dict], texts: dict[str, dict], template: str, script: str) 
         Jinja template of the page, and the JavaScript that drives its charts.
     """
     specs = charts.specs()
-    library = vl_convert.javascript_bundle()
+    library = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub asks for more
     summary = [{k: v for k, v in one.items() if k not in COLUMNS} for one in pairs]
     budget = LIMIT - len(library) - _size([summary, specs]) - len(template) - len(script)
     kept = thinned(pairs, texts, budget)
-    shown = {one["questions"]: set() for one in kept}
+    shown: dict[str, set[str]] = {one["questions"]: set() for one in kept}
     for one in kept:
         shown[one["questions"]].update(one["ids"])
     asked = {

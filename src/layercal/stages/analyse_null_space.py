@@ -12,6 +12,7 @@ from layercal import InputError, results
 from layercal.ablation import neurons, nullspace
 from layercal.ablation.table import Ablated, ablations
 from layercal.metrics import scoring
+from layercal.model import LensModel
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output, log
 
@@ -69,7 +70,17 @@ def _scored(prompts: pd.DataFrame, n_bins: int, draws: int, seed: int) -> scorin
     )
 
 
-def _effects(prompts, scored, model, last, table, final, active, n_neurons, random) -> pd.DataFrame:
+def _effects(
+    prompts: pd.DataFrame,
+    scored: scoring.Scoring,
+    model: LensModel,
+    last: neurons.Neurons,
+    table: pd.DataFrame,
+    final: torch.Tensor,
+    active: torch.Tensor,
+    n_neurons: int,
+    random: int,
+) -> pd.DataFrame:
     """One row an entropy neuron, one for all, one a random set; with the norm live and frozen."""
     chosen = neurons.entropy_neurons(table, n_neurons)
     drawn = np.random.default_rng(scored.seed)
@@ -84,7 +95,7 @@ def _effects(prompts, scored, model, last, table, final, active, n_neurons, rand
     n_options = torch.tensor(prompts["option_ids"].map(len).to_numpy())
     lacking = torch.arange(len(option_ids)) >= n_options[:, None]
 
-    def read(changed, frozen_at=None) -> np.ndarray:
+    def read(changed: torch.Tensor, frozen_at: torch.Tensor | None = None) -> np.ndarray:
         logits = model.option_logits(changed, option_ids, frozen_at).cpu()
         return logits.masked_fill(lacking, -torch.inf).numpy()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from layercal import files, results
@@ -120,7 +121,7 @@ def _sweep(
     return sweep, without
 
 
-def _without_parts(sweep: evaluation.Sweep, without, final: int) -> list[dict]:
+def _without_parts(sweep: evaluation.Sweep, without: np.ndarray | None, final: int) -> list[dict]:
     """Ablations of attention and MLP of each block, from the last."""
     if without is None:
         return []

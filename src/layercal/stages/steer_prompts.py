@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
 from layercal import results
 from layercal.ablation import blocks
+from layercal.model import LensModel
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output
 from layercal.steering import interventions, steered, tally
@@ -48,7 +50,7 @@ def steer_prompts(
     n_options = run.prompts["option_ids"].map(len).max()
     recorder = steered.Recorder(tally.cells(run.prompts, fitted.fold.numpy()), n_options, n_bins)
     label = f"{manifest.parent.name}: steering, shard {shard}"
-    for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
+    for row in tqdm(inside.nonzero()[0].tolist(), desc=label, unit="prompt", disable=None):
         prompt, held = run.prompts.iloc[row], stream.of_question(row)
         read, without = _one(
             model, fitted, prompt, held, row, alphas=alphas, modes=modes, chunk=chunk
@@ -60,8 +62,16 @@ def steer_prompts(
 
 
 def _one(
-    model, fitted: Fitted, prompt, residuals: torch.Tensor, row: int, *, alphas, modes, chunk: int
-) -> tuple:
+    model: LensModel,
+    fitted: Fitted,
+    prompt: pd.Series,
+    residuals: torch.Tensor,
+    row: int,
+    *,
+    alphas: list[float],
+    modes: list[str],
+    chunk: int,
+) -> tuple[dict[str, steered.Steered[torch.Tensor]], torch.Tensor | None]:
     """Steered readings of one prompt, from the residuals that the lens reads, and without parts."""
     option_ids = torch.tensor(prompt["option_ids"])
     prefix = model.prefix(torch.tensor(prompt["input_ids"]))

@@ -348,7 +348,7 @@ def transfer(
                 logits = sweep.settings(sweep.by_fold(mode, direction), [place])
                 after = sweep.scored(logits, sweep.choose(logits, among=groups[source]))
                 for target, inside in groups.items():
-                    head = {"fitted_on": str(source), "source": source.name}
+                    head: dict = {"fitted_on": str(source), "source": source.name}
                     head |= {"scored_on": str(target), "target": target.name}
                     head |= {"mode": mode, "layer": layer}
                     found = parts[target].changes(before[inside], after[inside])

@@ -100,7 +100,7 @@ def plot_dose_response(rows: pd.DataFrame, names: Sequence[str], controls: str) 
             _dose_panel(axes, of_metric[of_metric["layer"] == layer], names, controls)
             # what harms at large scales would squeeze the rest
             first = of_metric[of_metric["direction"] == names[0]]
-            axes.set_ylim(0, first[["value", "ci_high"]].max(axis=None) * 1.1 or 1)
+            axes.set_ylim(0, first[["value", "ci_high"]].max().max() * 1.1 or 1)
             if column == 0:
                 axes.set_ylabel(label)
             if row == 0:
