@@ -225,9 +225,16 @@ def _dimensions(
         by_layer.append(read)
         explained |= dict(zip([(layer, rank) for rank in ranks], kept.tolist(), strict=True))
     cluster = pd.factorize(pd.Series(clusters))[0]
-    bootstrap = draws, seed, split.n_bins
-    stacked = np.stack(by_layer)
-    found = dimensions.table(stacked, split.answer, cluster, layers, ranks, *bootstrap)
+    found = dimensions.table(
+        np.stack(by_layer),
+        split.answer,
+        cluster,
+        layers,
+        ranks,
+        draws=draws,
+        seed=seed,
+        n_bins=split.n_bins,
+    )
     places = zip(found["layer"], found["rank"], strict=True)
     return found.assign(explained=[explained[place] for place in places])
 

@@ -87,8 +87,14 @@ def above_chance(sweep: Sweep) -> bool:
     """Whether the unsteered final readings know more than their letters."""
     logits = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
     options = np.isfinite(logits).sum(-1)
-    asked = logits.argmax(-1), sweep.answer, options, sweep.cluster
-    return accuracy.above_chance(*asked, sweep.draws, sweep.seed).above
+    return accuracy.above_chance(
+        logits.argmax(-1),
+        sweep.answer,
+        n_options=options,
+        cluster=sweep.cluster,
+        draws=sweep.draws,
+        seed=sweep.seed,
+    ).above
 
 
 def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
