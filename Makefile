@@ -1,5 +1,7 @@
 # make study   set up and run the study         (make study CONFIG=config/other.yaml ARGS="-n")
 # make test    set up and run the tests           (make test-unit: only those that take seconds each)
+# make coverage run these, and say which lines of the library they do not reach
+# make lint    check format, types and rules
 # make hydrate pull finished results from the DVC remote, so that nothing of them is run again
 # make verify  compare the results with the committed numbers, within tolerances
 # make bench   time the library against what else one would use (make bench-gpu: on a GPU)
@@ -12,7 +14,7 @@ VENV := .venv
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup study hydrate verify test test-unit lint bench bench-gpu
+.PHONY: setup study hydrate verify test test-unit coverage lint bench bench-gpu
 
 study: $(READY)
 	snakemake --configfile $(CONFIG) $(ARGS)
@@ -35,9 +37,13 @@ test: $(READY)
 test-unit: $(READY)
 	pytest $(TESTS) tests/unit
 
+coverage: $(READY)
+	pytest $(TESTS) --cov --cov-report term-missing:skip-covered tests/unit
+
 lint: $(READY)
 	ruff check .
 	ruff format --check .
+	mypy
 	snakefmt --check workflow
 	@mkdir -p .snakemake
 	@snakemake --lint > .snakemake/lint 2>&1; grep -q "^Lints for rule" .snakemake/lint || { cat .snakemake/lint; exit 1; }

@@ -10,7 +10,7 @@ directions by ECE on scales up to 2.
     python benchmarks/controls.py                 # some ten minutes on two cores
     python benchmarks/controls.py --part rank --repeats 200
 
-After ``make study``, on the residuals of a study: does it matter to which direction they are matched?
+After ``make study``, on its residuals: does it matter to which direction they are matched?
 
     python benchmarks/controls.py --part sets
 """

@@ -21,12 +21,24 @@ HEAD = "| model | questions | final accuracy | chance | top letter | ECE, peak t
 
 def detected(read, config):
     """Decide on the phase of readings, as the workflow does."""
-    settings = config["calibration"]["draws"], config["seed"]
-    letters = read.logits[-1].argmax(-1), read.answer, read.n_options[-1], read.cluster
-    known = accuracy.above_chance(*letters, *settings)
-    weights = resampling.cluster_weights(read.cluster, *settings)
-    rule = config["phase"]["tolerance"], config["calibration"]["n_bins"][0], read.cluster
-    return phase.detect(read.confidence, read.correct, weights, known, *rule)
+    draws, seed = config["calibration"]["draws"], config["seed"]
+    known = accuracy.above_chance(
+        read.logits[-1].argmax(-1),
+        read.answer,
+        n_options=read.n_options[-1],
+        cluster=read.cluster,
+        draws=draws,
+        seed=seed,
+    )
+    return phase.detect(
+        read.confidence,
+        read.correct,
+        resampling.cluster_weights(read.cluster, draws, seed),
+        known,
+        tolerance=config["phase"]["tolerance"],
+        n_bins=config["calibration"]["n_bins"][0],
+        cluster=read.cluster,
+    )
 
 
 def readings_of(root, model, questions):

@@ -81,7 +81,14 @@ def main():
     read, groups = study(rng)
     start = time.perf_counter()
     table = readings.group_table(
-        read, groups, 30, ([10, 15], [1, 30], DRAWS, 0), threads=args.threads
+        read,
+        groups,
+        30,
+        n_bins=[10, 15],
+        min_count=[1, 30],
+        draws=DRAWS,
+        seed=0,
+        threads=args.threads,
     )
     ours = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

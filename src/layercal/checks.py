@@ -6,7 +6,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 import yaml
@@ -58,16 +58,16 @@ def as_meant(config: dict) -> dict:
     return {**meant, "prompt": expand_home(meant["prompt"])} if "prompt" in meant else meant
 
 
-def _may_spell(error: dict) -> bool:
+def _may_spell(error: Mapping) -> bool:
     return error["type"] in SPELT and isinstance(error["input"], str)
 
 
-def _put(config: dict, loc: tuple, value) -> None:
+def _put(config: dict, loc: tuple, value: object) -> None:
     *parents, key = loc
     reduce(lambda part, parent: part[parent], parents, config)[key] = value
 
 
-def _parsed(text: str):
+def _parsed(text: str) -> object:
     """The number, boolean or null that a text spells, in any case; else the text."""
     try:
         return json.loads(text.lower())
@@ -139,7 +139,7 @@ def check_names(**names: Iterable) -> None:
         )
 
 
-def _fault(name) -> str | None:
+def _fault(name: object) -> str | None:
     if not isinstance(name, str):
         return f"is no text but {_yaml_type(name)} to YAML"
     odd = "".join(dict.fromkeys(re.findall(r"[^A-Za-z0-9._-]", name)))
@@ -163,7 +163,7 @@ def _is_number(name: str) -> bool:
         return False
 
 
-def _yaml_type(value) -> str:
+def _yaml_type(value: object) -> str:
     kind = type(value).__name__
     named = {"bool": "yes or no", "NoneType": "nothing", "date": "a date", "datetime": "a date"}
     return named.get(kind, "a number" if kind in ("int", "float", "str") else f"a {kind}")
@@ -198,10 +198,11 @@ def check_registry(path: str, entries: dict, kind: type[Model] | type[QuestionSe
         raise InputError(f"{path} cannot be used:\n  " + "\n  ".join(problems))
 
 
-def _problems_of_entry(entry, kind: type[Model] | type[QuestionSet]) -> list[str]:
+def _problems_of_entry(entry: object, kind: type[Model] | type[QuestionSet]) -> list[str]:
     sources = entry.get("sources", [{}]) if isinstance(entry, dict) else None
     if (
-        not isinstance(sources, list)
+        not isinstance(entry, dict)
+        or not isinstance(sources, list)
         or not sources
         or not all(isinstance(s, dict) for s in sources)
     ):
@@ -226,13 +227,13 @@ def _problems_of_source(source: dict, kind: type[Model] | type[QuestionSet]) -> 
     return sorted(problems)
 
 
-def _problems(value, kind: type[BaseModel]) -> list[str]:
+def _problems(value: object, kind: type[BaseModel]) -> list[str]:
     errors = _errors(value, kind)
     schema = kind.model_json_schema() if errors else {}
     return [_explain(error, schema) for error in errors]
 
 
-def _errors(value, kind: type[BaseModel]) -> list[dict]:
+def _errors(value: object, kind: type[BaseModel]) -> Sequence[Mapping]:
     try:
         kind.model_validate(value)
     except ValidationError as error:
@@ -240,7 +241,7 @@ def _errors(value, kind: type[BaseModel]) -> list[dict]:
     return []
 
 
-def _explain(error: dict, schema: dict) -> str:
+def _explain(error: Mapping, schema: dict) -> str:
     name, loc = error["type"], error["loc"]
     if name in ("extra_forbidden", "invalid_key"):
         known = sorted(_key(schema, loc[:-1])["properties"])
@@ -251,7 +252,7 @@ def _explain(error: dict, schema: dict) -> str:
     return f"{_where(loc)}: {_fault_of_value(error, _key(schema, loc))}".removeprefix(": ")
 
 
-def _fault_of_value(error: dict, key: dict) -> str:
+def _fault_of_value(error: Mapping, key: dict) -> str:
     """Say what is wrong with a value: what was given, and what the schema of its key expects."""
     name, value = error["type"], error["input"]
     if name in TYPES:
@@ -303,6 +304,6 @@ def _too_few(config: Config) -> list[str]:
     ]
 
 
-def _suggest(name: str, known) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(sorted(known))})"

@@ -64,10 +64,11 @@ class Parameter:
 def parameters(stage: str) -> list[Parameter]:
     """Return what a stage's signature asks for, in its order."""
     text = _text(SOURCE / f"stages/{stage}.py")
-    start = re.search(rf"^def {stage}\(.*?\) -> None:", text, re.M | re.S)
-    (function,) = ast.parse(f"{start[0]} ...").body
+    start = re.findall(rf"^def {stage}\(.*?\) -> None:", text, re.M | re.S)[0]
+    tree = ast.parse(f"{start} ...")
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
     return [
-        Parameter(each.arg, ast.unparse(each.annotation), default is None)
+        Parameter(each.arg, ast.unparse(each).partition(": ")[2], default is None)
         for each, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     ]
 
@@ -128,8 +129,8 @@ def imports(path: Path) -> frozenset[Path]:
     names: set[str] = set()
     for node in ast.parse("\n".join(IMPORTS.findall(_text(path)))).body:
         if isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        else:
+            names |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return frozenset(filter(None, map(_file, names - {"layercal"})))
 

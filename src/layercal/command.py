@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from layercal import InputError
 from layercal.sources.registry import read_yaml
@@ -68,7 +69,7 @@ def check_or_exit() -> None:
         sys.exit(f"error: {error}")
 
 
-def _end_at_once(number, frame):
+def _end_at_once(number: int, frame: FrameType | None) -> None:
     """While a plan is made nothing is lost; an exception might be, in what Snakemake awaits."""
     print(INTERRUPTED, file=sys.stderr, flush=True)
     signal.signal(number, signal.SIG_DFL)

@@ -40,12 +40,12 @@ Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-def key(default: Any, meaning: str, **bounds: Any) -> Any:
+def key(default: Any, meaning: str | None, **bounds: Any) -> Any:
     """A key, ``...`` in place of its default if it must be there."""
     return Field(default, description=meaning, **bounds)
 
 
-def optional(meaning: str, **bounds: Any) -> Any:
+def optional(meaning: str | None = None, **bounds: Any) -> Any:
     """A key that need not be there, and where it is, is no null."""
     return key(None, meaning, **bounds)
 
@@ -281,7 +281,7 @@ class Model(Keys):
     )
     size: Count = optional("Of that file, in bytes.")
     sha256: Sha256 = optional("Of the GGUF file.")
-    hub: ModelRepo = None
+    hub: ModelRepo = optional()
     folder: str = optional(
         "A model folder on your disk, with config.json, tokenizer and model*.safetensors."
     )
@@ -335,7 +335,7 @@ class QuestionSet(Keys):
     members: str = optional(
         "Shell pattern of the files in the wheel; {language} stands for each of languages."
     )
-    hub: Dataset = None
+    hub: Dataset = optional()
     csv_folder: str = optional(
         "MMLU as its authors give it, a folder with {split}/{subject}_{split}.csv, and dev/ alike "
         "for shots."

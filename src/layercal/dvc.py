@@ -90,7 +90,7 @@ def pipeline(config: dict, models: dict, questions: dict) -> str:
 class _Plain(yaml.SafeDumper):
     """Writes what stands twice twice."""
 
-    def ignore_aliases(self, data) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

@@ -57,7 +57,7 @@ def _rows(kind: type[BaseModel], parents: str = "") -> Iterator[list[str]]:
             yield from _rows(inner, f"{parents}{name}.")
         else:
             default = "" if required else f"`{json.dumps(field.default)}`"
-            yield [key, _type(schema[name]), default, field.description + required]
+            yield [key, _type(schema[name]), default, f"{field.description}{required}"]
 
 
 def _inner(field: FieldInfo) -> type[BaseModel] | None:
@@ -67,7 +67,7 @@ def _inner(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _meaning(kind: type[BaseModel]) -> str:
-    return " ".join(kind.__doc__.split())
+    return " ".join((kind.__doc__ or "").split())
 
 
 def _type(schema: dict) -> str:
@@ -100,7 +100,9 @@ def _lines(kind: type[BaseModel], values: dict, margin: str = "") -> Iterator[st
             yield from _lines(inner, values[name], f"{margin}  ")
         else:
             line = f"{margin}{name}: {_flow(values[name])}"
-            yield from _commented(line, field.description, schema[name].get("enum", ()), margin)
+            yield from _commented(
+                line, field.description or "", schema[name].get("enum", ()), margin
+            )
 
 
 def _commented(line: str, meaning: str, choices: Sequence[str], margin: str) -> list[str]:
@@ -115,7 +117,7 @@ def _commented(line: str, meaning: str, choices: Sequence[str], margin: str) -> 
     return [*above, line]
 
 
-def _flow(value) -> str:
+def _flow(value: object) -> str:
     """A value as YAML writes it in one line."""
     return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
 

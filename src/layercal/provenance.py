@@ -56,7 +56,7 @@ def commit() -> str | None:
         return None
 
 
-def hardware() -> dict[str, str | int]:
+def hardware() -> dict[str, str | int | None]:
     """Name the processor and, where a model ran on one, the GPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

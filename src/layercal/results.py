@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -63,10 +63,10 @@ class Run:
 
     def write(self, path: Path, content: pd.DataFrame | dict) -> None:
         """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run."""
-        if path.suffix == ".parquet":
+        if isinstance(content, pd.DataFrame):
             marked = content.copy(deep=False)
             marked.attrs = {KEY: self.fingerprint}
-            data = marked.to_parquet(index=False)
+            data: str | bytes = marked.to_parquet(index=False)
         elif path.suffix == ".safetensors":
             from safetensors.torch import save
 
@@ -75,7 +75,7 @@ class Run:
             data = json.dumps({KEY: self.fingerprint, **content}, indent=2) + "\n"
         write_atomically(path, data)
 
-    def read(self, path: Path) -> pd.DataFrame | dict:
+    def read(self, path: Path) -> Any:
         """Read such a file; errors as of :meth:`check`."""
         self.check(path)
         return read(path)
@@ -127,7 +127,7 @@ class Run:
         return np.argsort(held)
 
 
-def read(path: Path) -> pd.DataFrame | dict:
+def read(path: Path) -> Any:  # its suffix says what
     """Read a table (parquet, CSV), tensors (safetensors) or an object (JSON).
 
     Raises
@@ -195,8 +195,8 @@ def joined(table: pd.DataFrame, prompts: pd.DataFrame, name: str) -> pd.DataFram
     layers = sorted(table["layer"].unique())
     wanted = np.repeat(np.arange(len(prompts)), len(layers)), np.tile(layers, len(prompts))
     found = table.iloc[order].reset_index(drop=True)
-    same_rows = map(np.array_equal, (place[order], found["layer"]), wanted)
-    if not all(same_rows) or (found["answer"] != prompts["answer"].to_numpy()[wanted[0]]).any():
+    same_rows = np.array_equal((place[order], found["layer"]), wanted)
+    if not same_rows or (found["answer"] != prompts["answer"].to_numpy()[wanted[0]]).any():
         raise InputError(
             f"{name} holds other questions or answers than prompts.parquet, or not each once at "
             "every layer, so they are of different runs; run the lens again"
@@ -249,7 +249,7 @@ class Residuals:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         import torch
 
         if not isinstance(key, tuple):
@@ -275,11 +275,11 @@ class _File:
     def __init__(self, pattern: str):
         self.pattern = pattern
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __set_name__(self, owner: type[Results], name: str) -> None:
         self.name = name
         owner.PATTERNS[name] = self.pattern
 
-    def __get__(self, results, owner=None):
+    def __get__(self, results: Results | None, owner: type | None = None) -> Any:
         if results is None:
             return self
         value = results.read(self.name)
@@ -293,7 +293,7 @@ class _Rows:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, results, owner=None):
+    def __get__(self, results: Results | None, owner: type | None = None) -> Any:
         return self if results is None else pd.DataFrame(results.summary[self.name])
 
 
@@ -370,7 +370,7 @@ class Results:
             By the name of their attribute.
         """
         names = {Path(pattern).name: name for name, pattern in cls.PATTERNS.items()}
-        return cls("", "", "", files={names[path.name]: path for path in paths} | files)
+        return cls("", "", "", files={**{names[path.name]: path for path in paths}, **files})
 
     def path(self, name: str) -> Path:
         """Where a file lies, by the name of its attribute."""
@@ -393,7 +393,7 @@ class Results:
             sorted(self.path("prompts").parent.glob("residuals-*.safetensors")), self.run
         )
 
-    def read(self, name: str) -> pd.DataFrame | dict:
+    def read(self, name: str) -> Any:
         """Read a file anew; errors as of :meth:`Run.check`."""
         path = self.path(name)
         if name == "prompts":

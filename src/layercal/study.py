@@ -56,7 +56,7 @@ def own_config(files: Sequence[str | Path]) -> dict:
 
 def differences(here: Mapping, there: Mapping, parents: str = "") -> dict[str, tuple]:
     """Compare two configs in all that results depend on: key -> (here, there)."""
-    found = {}
+    found: dict[str, tuple] = {}
     for key in [*here, *(key for key in there if key not in here)]:
         name, one, other = f"{parents}{key}", here.get(key), there.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

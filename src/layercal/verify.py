@@ -69,7 +69,8 @@ def _all_differences() -> tuple[list[str], int]:
     differences, same = [], 0
     for name in names:
         committed, study, pair = _git("show", f"HEAD:{name}"), *_pair(name)
-        phase = Results(study, *pair.parts).path("phase")
+        model, questions = pair.parts
+        phase = Results(study, model, questions).path("phase")
         missing = [str(path) for path in (phase, Path(name)) if not path.exists()]
         if missing:
             differences.append(f"{name} is committed, but {' and '.join(missing)} not there{AGAIN}")

@@ -6,6 +6,7 @@ the network runs on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -60,7 +61,7 @@ def without_parts(model: LensModel, prefix: Prefix, lowest: int, means: Tensor) 
     return (found[:-1] + (prefix.residuals[-1].float() - found[-1])).reshape(expected)
 
 
-def _replacing(row: int, mean: Tensor):
+def _replacing(row: int, mean: Tensor) -> Callable[[Tensor], Tensor | None]:
     """A hook that gives ``mean`` in place of one row, counted over all the calls of a pass."""
     passed = 0
 

@@ -93,7 +93,7 @@ def _prove(model: LensModel, found: Neurons, name: str) -> None:
     # not all of them alike, which a norm after them would undo
     kept = (torch.arange(len(found.weight), device=found.weight.device) % 2).float()
 
-    def thin(activations):
+    def thin(activations: Tensor) -> Tensor:
         seen.append(activations.reshape(1, -1).float())
         return activations * kept.to(activations)
 

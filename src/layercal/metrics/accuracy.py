@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 LEVEL = 0.05  # of the test against chance
 
 
-def paired_interval(before, after, cluster=None, level: float = 0.95) -> tuple[float, float]:
+def paired_interval(
+    before: ArrayLike, after: ArrayLike, cluster: ArrayLike | None = None, level: float = 0.95
+) -> tuple[float, float]:
     """Score interval of a change of accuracy over the same questions (Tango 1998).
 
     The bootstrap is too short here: it knows nothing of changes that did not happen to occur. Rows
@@ -90,7 +96,12 @@ class AboveChance:
 
 
 def above_chance(
-    predicted, answer, n_options=None, cluster=None, draws: int = 2000, seed: int = 0
+    predicted: ArrayLike,
+    answer: ArrayLike,
+    n_options: ArrayLike | None = None,
+    cluster: ArrayLike | None = None,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> AboveChance:
     """Whether letters are named where they are right, by permutation of the answers.
 
@@ -132,7 +143,12 @@ def above_chance(
     )
 
 
-def permuted_answers(answer, n_options=None, cluster=None, seed: int = 0) -> np.ndarray:
+def permuted_answers(
+    answer: ArrayLike,
+    n_options: ArrayLike | None = None,
+    cluster: ArrayLike | None = None,
+    seed: int = 0,
+) -> np.ndarray:
     """Answers dealt out at random: with them, any reading has its letters and knows nothing.
 
     Parameters
@@ -152,7 +168,9 @@ def permuted_answers(answer, n_options=None, cluster=None, seed: int = 0) -> np.
     return dealt
 
 
-def _exchangeable(n: int, n_options, cluster) -> Iterator[np.ndarray]:
+def _exchangeable(
+    n: int, n_options: ArrayLike | None, cluster: ArrayLike | None
+) -> Iterator[np.ndarray]:
     """Rows by cluster, (clusters, rows of each), of those that may swap their answers."""
     options = np.zeros(n, int) if n_options is None else np.asarray(n_options)
     cluster = np.arange(n) if cluster is None else np.asarray(cluster)

@@ -8,12 +8,16 @@ Arrays have shape (..., n): the last axis is the questions, the others may be la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.fft import dct, idct
 from scipy.stats import rankdata
 
 from layercal import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # points of the grid on which smooth ECE is computed; the bandwidth is never below its spacing
 SMOOTH_POINTS = 1025
@@ -46,7 +50,7 @@ class BinTable:
         return self.count / self.count.sum(-1, keepdims=True)
 
 
-def check_pairs(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
+def check_pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as float arrays of one shape, or say what is wrong with them.
 
     Raises
@@ -70,7 +74,7 @@ def check_pairs(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
     return confidence, correct
 
 
-def check_probabilities(probability, answer) -> tuple[np.ndarray, np.ndarray]:
+def check_probabilities(probability: ArrayLike, answer: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities (..., n, k) and answers (n,), or say what is wrong with them.
 
     Raises
@@ -127,7 +131,9 @@ def bin_index(confidence: np.ndarray, n_bins: int, scheme: str = "width") -> np.
     return (confidence[..., None] > edges[..., None, :]).sum(-1)
 
 
-def bin_table(confidence, correct, n_bins: int = 10, scheme: str = "width") -> BinTable:
+def bin_table(
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int = 10, scheme: str = "width"
+) -> BinTable:
     """Sort samples into confidence bins ``(lo, hi]``, the first closed at 0.
 
     Parameters
@@ -163,7 +169,9 @@ def bin_table(confidence, correct, n_bins: int = 10, scheme: str = "width") -> B
     return BinTable(count, total / filled, right / filled)
 
 
-def ece(confidence, correct, n_bins: int = 10, scheme: str = "width") -> np.ndarray:
+def ece(
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int = 10, scheme: str = "width"
+) -> np.ndarray:
     """Expected calibration error (Naeini et al. 2015; Guo et al. 2017).
 
     Sum over bins of n_b / n |accuracy_b - confidence_b|. With ``scheme="mass"`` it is the adaptive
@@ -189,7 +197,9 @@ def ece(confidence, correct, n_bins: int = 10, scheme: str = "width") -> np.ndar
     return (np.abs(table.gap) * table.share).sum(-1)
 
 
-def mce(confidence, correct, n_bins: int = 10, min_count: int = 1) -> np.ndarray:
+def mce(
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int = 10, min_count: int = 1
+) -> np.ndarray:
     """Maximum calibration error over equal-width bins (Naeini et al. 2015).
 
     Parameters
@@ -215,7 +225,9 @@ def mce(confidence, correct, n_bins: int = 10, min_count: int = 1) -> np.ndarray
     return np.where(kept.any(-1), worst, np.nan)
 
 
-def debiased_ece(confidence, correct, n_bins: int = 10, scheme: str = "mass") -> np.ndarray:
+def debiased_ece(
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int = 10, scheme: str = "mass"
+) -> np.ndarray:
     """Debiased L2 calibration error (Kumar et al. 2019, section 5).
 
     Root of the sum over bins of n_b / n [(accuracy_b - confidence_b)^2 - accuracy_b (1 -
@@ -249,7 +261,7 @@ def rms_gap(gap: np.ndarray, table: BinTable) -> np.ndarray:
     return np.sqrt(np.maximum((squared * table.share).sum(-1), 0))
 
 
-def smooth_ece(confidence, correct) -> np.ndarray:
+def smooth_ece(confidence: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Smooth ECE (Blasiok & Nakkiran 2023): no bins, a kernel of a width that the data choose.
 
     The integral over [0, 1] of the absolute value of the residuals ``correct - confidence``,
@@ -274,7 +286,7 @@ def smooth_ece(confidence, correct) -> np.ndarray:
     return _smoothed_error(spectrum, smooth_bandwidth(confidence, correct))
 
 
-def smooth_bandwidth(confidence, correct) -> np.ndarray:
+def smooth_bandwidth(confidence: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Bandwidth s at which the smoothed error equals s; (...), for :func:`smooth_ece`."""
     confidence, correct = check_pairs(confidence, correct)
     spectrum = _residual_spectrum(confidence, correct - confidence)
@@ -313,7 +325,9 @@ def _smoothed_error(spectrum: np.ndarray, bandwidth: np.ndarray) -> np.ndarray:
     return (height.sum(-1) - (height[..., 0] + height[..., -1]) / 2) / (SMOOTH_POINTS - 1)
 
 
-def classwise_ece(probability, answer, n_bins: int = 10, n_options=None) -> np.ndarray:
+def classwise_ece(
+    probability: ArrayLike, answer: ArrayLike, n_bins: int = 10, n_options: ArrayLike | None = None
+) -> np.ndarray:
     """Class-wise ECE: mean over options of the ECE of each option's probability.
 
     Static calibration error of Nixon et al. 2019; classwise-ECE of Kull et al. 2019. A model that
@@ -342,7 +356,7 @@ def classwise_ece(probability, answer, n_bins: int = 10, n_options=None) -> np.n
     """
     probability, answer = check_probabilities(probability, answer)
     by_option = np.moveaxis(probability, -1, 0)
-    options = len(by_option) if n_options is None else np.mean(n_options)
+    options = len(by_option) if n_options is None else np.mean(np.asarray(n_options))
     right = answer == np.arange(len(by_option))[:, None]
     right = right.reshape(len(by_option), *[1] * (probability.ndim - 2), -1)
     clipped = np.minimum(by_option, 1)
@@ -350,7 +364,7 @@ def classwise_ece(probability, answer, n_bins: int = 10, n_options=None) -> np.n
     return ece(clipped, np.broadcast_to(right, by_option.shape), n_bins).sum(0) / options
 
 
-def brier(probability, answer) -> np.ndarray:
+def brier(probability: ArrayLike, answer: ArrayLike) -> np.ndarray:
     """Multi-class Brier score (Brier 1950): mean squared distance from the one-hot answer.
 
     Parameters
@@ -372,7 +386,7 @@ def brier(probability, answer) -> np.ndarray:
     return ((probability - np.eye(probability.shape[-1])[answer]) ** 2).sum(-1).mean(-1)
 
 
-def nll(probability, answer) -> np.ndarray:
+def nll(probability: ArrayLike, answer: ArrayLike) -> np.ndarray:
     """Negative log-likelihood of the answer in nats (log loss; Good 1952).
 
     Parameters
@@ -395,7 +409,7 @@ def nll(probability, answer) -> np.ndarray:
         return -np.log(probability[..., np.arange(len(answer)), answer]).mean(-1)
 
 
-def auroc(confidence, correct) -> np.ndarray:
+def auroc(confidence: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Area under the ROC curve of confidence as a detector of correctness; ties count one half.
 
     Parameters
@@ -421,7 +435,7 @@ def auroc(confidence, correct) -> np.ndarray:
     return np.where(pairs > 0, above / np.where(pairs > 0, pairs, 1), np.nan)
 
 
-def signed_gap(confidence, correct) -> np.ndarray:
+def signed_gap(confidence: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Mean confidence minus accuracy, positive when overconfident; (...), within [-1, 1].
 
     Parameters

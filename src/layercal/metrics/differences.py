@@ -190,7 +190,9 @@ class _Tests:
         falling = self.walk(start, push, np.minimum(self.grid[::-1], at), covariance)[::-1]
         return np.where((self.grid >= at)[:, None, None], rising, falling)
 
-    def walk(self, gap, push, goals, covariance) -> np.ndarray:
+    def walk(
+        self, gap: np.ndarray, push: np.ndarray, goals: np.ndarray, covariance: np.ndarray
+    ) -> np.ndarray:
         """Move gaps (kinds, k) to each goal in turn by the noise that is likeliest."""
         gaps = []
         for goal in goals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ class Group:
     kind: str = "all"
     name: str = ""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.kind if self == Group() else f"{self.kind}:{self.name}"
 
     def columns(self) -> dict[str, str]:
@@ -63,10 +63,10 @@ class Readings:
     logits: np.ndarray
     answer: np.ndarray
     extra: dict[str, np.ndarray]
-    cluster: np.ndarray | None = None
+    cluster: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
 
-    def __post_init__(self):
-        if self.cluster is None:
+    def __post_init__(self) -> None:
+        if not len(self.cluster):
             self.cluster = np.arange(len(self.answer))
         self.log_probability = log_softmax(self.logits.astype(float), -1)
         self.confidence = np.exp(self.log_probability.max(-1))
@@ -78,7 +78,7 @@ class Readings:
         """Accuracy of guessing, for each question; (..., n)."""
         return 1 / self.n_options
 
-    def take(self, rows) -> Readings:
+    def take(self, rows: np.ndarray) -> Readings:
         """Keep only some of the questions."""
         extra = {name: value[..., rows] for name, value in self.extra.items()}
         return Readings(self.logits[..., rows, :], self.answer[rows], extra, self.cluster[rows])
@@ -130,13 +130,14 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         ``rotation-0`` and so on, each as read, by letter.
     """
     layers, rotations = options["layer"].nunique(), options["permutation"].nunique()
-    question = pd.factorize(options["question_id"])[0]
+    question, ids = pd.factorize(options["question_id"])
+    cluster = np.arange(len(ids)) if cluster is None else cluster
     options = options.iloc[np.lexsort((options["layer"], options["permutation"], question))]
 
-    def by_layer(columns) -> np.ndarray:
+    def by_layer(columns: str | list[str]) -> np.ndarray:
         values = options[columns].to_numpy()
-        values = values.reshape(-1, rotations, layers, *values.shape[1:])
-        return np.moveaxis(values, 2, 0)  # layers, questions, rotations, ...
+        by_question = values.reshape(-1, rotations, layers, *values.shape[1:])
+        return np.moveaxis(by_question, 2, 0)  # layers, questions, rotations, ...
 
     logits = by_layer([name for name in options.columns if name.startswith("logit_")])
     answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
@@ -201,7 +202,7 @@ def metric_table(
         means["auroc"] = auroc_values(of_layer.confidence, of_layer.correct)
         rows += [{"layer": layer, **row} for row in _mean_rows(means, weights)]
         probability = np.exp(of_layer.log_probability)
-        outcomes = resampling.draw_outcomes(probability, uniform) if alone else None
+        outcomes = None if uniform is None else resampling.draw_outcomes(probability, uniform)
         for name, bins, entry in registry.listed(n_bins, min_count):
             row = {"layer": layer, "metric": name, "n_bins": bins}
             rows.append({**row, **_error(entry, of_layer, weights, bins, outcomes)})
@@ -232,7 +233,11 @@ def group_table(
     read: Readings,
     groups: dict[Group, np.ndarray],
     min_group: int,
-    settings: tuple,
+    *,
+    n_bins: Sequence[int],
+    min_count: Sequence[int],
+    draws: int,
+    seed: int,
     threads: int = 1,
 ) -> pd.DataFrame:
     """:func:`metric_table` of every group, with its columns.
@@ -244,15 +249,15 @@ def group_table(
     groups : dict of array of bool, shape (n,)
     min_group : int
         Groups of fewer clusters of questions, over which intervals are taken, get NaN and a reason.
-    settings : tuple
-        The other arguments of :func:`metric_table`.
+    n_bins, min_count, draws, seed
+        As of :func:`metric_table`.
     threads : int
     """
     held = {name: len(np.unique(read.cluster[rows])) for name, rows in groups.items()}
 
     def measured(name: Group) -> pd.DataFrame:
         if held[name] >= min_group:
-            return metric_table(read.take(groups[name]), *settings)
+            return metric_table(read.take(groups[name]), n_bins, min_count, draws, seed)
         return pd.DataFrame()
 
     # one BLAS thread each: the groups share the cores, and sums do not depend on how many there are
@@ -296,7 +301,13 @@ def _mean_rows(values: dict[str, np.ndarray], weights: np.ndarray) -> list[dict]
     return rows
 
 
-def _error(entry: registry.Binned, read: Readings, weights, n_bins: int, outcomes) -> dict:
+def _error(
+    entry: registry.Binned,
+    read: Readings,
+    weights: np.ndarray,
+    n_bins: int,
+    outcomes: tuple[np.ndarray, list[np.ndarray]] | None,
+) -> dict:
     """Value, interval and null floor of a binned error, or why there is none."""
     sample = entry.resampled(read, weights, n_bins)
     if isinstance(sample, str):

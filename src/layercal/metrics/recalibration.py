@@ -57,7 +57,9 @@ def inverse_temperature(logits: np.ndarray, answer: np.ndarray) -> np.ndarray:
     return factor
 
 
-def _slopes(logits, answer, factor) -> tuple[np.ndarray, np.ndarray]:
+def _slopes(
+    logits: np.ndarray, answer: np.ndarray, factor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """First and second derivative of each question's NLL by the factor; (..., n) each."""
     finite = np.where(np.isfinite(logits), logits, 0.0).astype(float)
     probability = softmax(np.asarray(factor)[..., None, None] * logits.astype(float), -1)
@@ -127,7 +129,9 @@ def isotonic(confidence: np.ndarray, correct: np.ndarray) -> Callable:
 MAPS = {PLATT: selective.platt, ISOTONIC: isotonic}
 
 
-def cross_mapped(fit: Callable, confidence, correct, fold) -> np.ndarray:
+def cross_mapped(
+    fit: Callable, confidence: np.ndarray, correct: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
     """Confidence of each fold through a map that is fitted on the others; arrays of shape (n,)."""
     mapped = np.empty(len(fold))
     for f in np.unique(fold):
@@ -136,7 +140,13 @@ def cross_mapped(fit: Callable, confidence, correct, fold) -> np.ndarray:
     return mapped
 
 
-def table(read: Readings, scaled: dict[str, np.ndarray], fold, weights, n_bins: int):
+def table(
+    read: Readings,
+    scaled: dict[str, np.ndarray],
+    fold: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int,
+) -> pd.DataFrame:
     """Scores of every layer before and after each recalibration.
 
     Parameters
@@ -169,7 +179,14 @@ def table(read: Readings, scaled: dict[str, np.ndarray], fold, weights, n_bins: 
     return pd.DataFrame(rows)
 
 
-def _of_layer(read: Readings, scaled, layer: int, fold, weights, n_bins) -> Iterator[dict]:
+def _of_layer(
+    read: Readings,
+    scaled: dict[str, np.ndarray],
+    layer: int,
+    fold: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int,
+) -> Iterator[dict]:
     before = read.layer(layer)
     bootstrap = before.cluster, weights, n_bins
     value = temperature_interval(before.logits, before.answer, before.cluster)
@@ -190,7 +207,9 @@ def _of_layer(read: Readings, scaled, layer: int, fold, weights, n_bins) -> Iter
     yield from _described(before, *bootstrap)
 
 
-def _row(recalibration: str, metric: str, value: float, low=np.nan, high=np.nan) -> dict:
+def _row(
+    recalibration: str, metric: str, value: float, low: float = np.nan, high: float = np.nan
+) -> dict:
     return {
         "recalibration": recalibration,
         "metric": metric,
@@ -208,7 +227,9 @@ def _scores(logits: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:
     return losses | {"confidence_brier": brier, "confidence": confidence, "correct": correct}
 
 
-def _measured(name: str, scores: dict, cluster, weights, n_bins: int) -> Iterator[dict]:
+def _measured(
+    name: str, scores: dict, cluster: np.ndarray, weights: np.ndarray, n_bins: int
+) -> Iterator[dict]:
     for metric in sorted(scores.keys() - {"confidence", "correct"}):
         change = paired.mean_change(scores[metric], cluster)
         yield _row(name, metric, change.value, *change.interval())
@@ -218,7 +239,7 @@ def _measured(name: str, scores: dict, cluster, weights, n_bins: int) -> Iterato
         yield _row(name, "ece", sample.estimate, *resampling.error_interval(sample))
 
 
-def _gains(name: str, old: dict, new: dict, cluster) -> Iterator[dict]:
+def _gains(name: str, old: dict, new: dict, cluster: np.ndarray) -> Iterator[dict]:
     for metric in sorted(new.keys() - {"confidence", "correct"}):
         change = paired.mean_change(old[metric] - new[metric], cluster)
         yield _row(name, f"{metric}_gain", change.value, *change.interval())
@@ -235,7 +256,9 @@ def _scale_share(read: Readings, tempered: np.ndarray, layer: int) -> Iterator[d
     yield _row(TEMPERATURE, "scale_share", value, low, high)
 
 
-def _described(before: Readings, cluster, weights, n_bins: int) -> Iterator[dict]:
+def _described(
+    before: Readings, cluster: np.ndarray, weights: np.ndarray, n_bins: int
+) -> Iterator[dict]:
     pair = before.confidence, before.correct.astype(float)
     for metric, value in selective.helm(*pair).items():
         yield _row(NONE, metric, value)

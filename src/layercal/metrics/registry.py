@@ -35,7 +35,13 @@ def largest_gap(gap: np.ndarray) -> np.ndarray:
     return np.abs(gap).max(-1)
 
 
-def ece_sample(confidence, correct, weights, n_bins: int = 10, scheme: str = "width") -> GapSample:
+def ece_sample(
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int = 10,
+    scheme: str = "width",
+) -> GapSample:
     """ECE of one reading; equal-mass edges stay those of the sample.
 
     Parameters
@@ -50,7 +56,13 @@ def ece_sample(confidence, correct, weights, n_bins: int = 10, scheme: str = "wi
     return GapSample([(columns, confidence, correct)], weights, sum_of_gaps)
 
 
-def mce_sample(confidence, correct, weights, n_bins: int = 10, min_count: int = 1):
+def mce_sample(
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int = 10,
+    min_count: int = 1,
+) -> GapSample | None:
     """MCE of one reading over the bins with at least ``min_count`` samples.
 
     Parameters
@@ -72,7 +84,9 @@ def mce_sample(confidence, correct, weights, n_bins: int = 10, min_count: int = 
     return GapSample([(columns, confidence, correct)], weights, largest_gap, ratio=True)
 
 
-def debiased_sample(confidence, correct, weights, n_bins: int = 10) -> GapSample:
+def debiased_sample(
+    confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray, n_bins: int = 10
+) -> GapSample:
     """Debiased L2 error of one reading, equal-mass bins; see ``calibration.debiased_ece``."""
     table = bin_table(confidence, correct, n_bins, "mass")
     columns = _member(confidence, n_bins, "mass") / np.maximum(table.count, 1).astype(np.float32)
@@ -85,7 +99,9 @@ def debiased_sample(confidence, correct, weights, n_bins: int = 10) -> GapSample
     )
 
 
-def smooth_sample(confidence, correct, weights, points: int = 65) -> GapSample:
+def smooth_sample(
+    confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray, points: int = 65
+) -> GapSample:
     """Smooth ECE of one reading; the bandwidth stays that of the sample.
 
     ``points`` evaluate the smoothed residuals, enough for the bandwidths that samples of up to
@@ -103,7 +119,13 @@ def smooth_sample(confidence, correct, weights, points: int = 65) -> GapSample:
     return GapSample([(columns, confidence, correct)], weights, sum_of_gaps)
 
 
-def classwise_sample(probability, answer, weights, n_bins: int = 10, n_options=None) -> GapSample:
+def classwise_sample(
+    probability: np.ndarray,
+    answer: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int = 10,
+    n_options: np.ndarray | None = None,
+) -> GapSample:
     """Class-wise ECE of one reading; see ``calibration.classwise_ece``.
 
     Parameters
@@ -123,7 +145,7 @@ def classwise_sample(probability, answer, weights, n_bins: int = 10, n_options=N
     return GapSample(blocks, weights, sum_of_gaps)
 
 
-def _member(confidence, n_bins: int, scheme: str = "width") -> np.ndarray:
+def _member(confidence: np.ndarray, n_bins: int, scheme: str = "width") -> np.ndarray:
     """Whether each sample lies in each bin; (n, n_bins)."""
     member = np.zeros((len(confidence), n_bins), np.float32)
     member[np.arange(len(confidence)), bin_index(confidence, n_bins, scheme)] = 1
@@ -153,6 +175,8 @@ class Binned:
         Whether it is one of all options, and not of the predicted one alone.
     dose : bool
         Whether the dose-response shows it.
+    min_count : int
+        Questions of a bin from which on it counts.
     """
 
     sample: Callable[..., GapSample | None]
@@ -163,11 +187,12 @@ class Binned:
     bounded: bool = True
     by_option: bool = False
     dose: bool = False
+    min_count: int = 1
 
     def least(self, count: int) -> Binned:
         """The same over bins of at least so many questions."""
-        filtered = {"min_count": count}
-        return replace(self, sample=partial(self.sample, **filtered), bounded=count > 1)
+        sample = partial(self.sample, min_count=count)
+        return replace(self, sample=sample, bounded=count > 1, min_count=count)
 
     def resampled(self, read: Readings, weights: np.ndarray, n_bins: int) -> GapSample | str:
         """The error of one reading, observed and resampled, or why there is none.
@@ -181,17 +206,17 @@ class Binned:
         """
         if self.by_option:
             probability = np.exp(read.log_probability)
-            return self.sample(probability, read.answer, weights, n_bins, read.n_options)
-        n = len(read.answer)
-        if self.equal_mass and n < n_bins:
-            return f"{n} questions cannot fill {n_bins} bins of equal mass"
-        pair = read.confidence, read.correct.astype(float)
-        sample = self.sample(*pair, weights, *self._bins(n_bins))
-        if sample is None:
-            return f"no bin holds {self.sample.keywords['min_count']} questions"
-        return sample
+            sample = self.sample(probability, read.answer, weights, n_bins, read.n_options)
+        elif self.equal_mass and len(read.answer) < n_bins:
+            return f"{len(read.answer)} questions cannot fill {n_bins} bins of equal mass"
+        else:
+            correct = read.correct.astype(float)
+            sample = self.sample(read.confidence, correct, weights, **self._bins(n_bins))
+        return f"no bin holds {self.min_count} questions" if sample is None else sample
 
-    def value(self, confidence, correct, weights: np.ndarray, n_bins: int) -> tuple:
+    def value(
+        self, confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | None, n_bins: int
+    ) -> tuple[float, float, float]:
         """The error of one reading with its interval, NaN where there is none.
 
         Parameters
@@ -208,16 +233,18 @@ class Binned:
         bins, with_interval = self._bins(n_bins), self.bounded and weights is not None
         value, ends = None, (np.nan, np.nan)
         if self.estimate:
-            value = self.estimate(confidence, correct, *bins)
+            value = float(self.estimate(confidence, correct, **bins))
         if value is None or with_interval:
             drawn = np.empty((0, len(correct)), np.float32) if weights is None else weights
-            sample = self.sample(confidence, correct.astype(float), drawn, *bins)
+            sample = self.sample(confidence, correct.astype(float), drawn, **bins)
+            if sample is None:
+                return np.nan, *ends
             value = sample.estimate if value is None else value
             ends = error_interval(sample) if with_interval else ends
-        return float(value), *ends
+        return value, *ends
 
-    def _bins(self, n_bins: int) -> tuple[int, ...]:
-        return () if self.bins == UNBINNED else (n_bins,)
+    def _bins(self, n_bins: int) -> dict[str, int]:
+        return {} if self.bins == UNBINNED else {"n_bins": n_bins}
 
 
 BINNED = {

@@ -84,7 +84,14 @@ class GapSample:
         Whether columns divide by bin counts, which then are resampled too (to first order).
     """
 
-    def __init__(self, blocks, weights, statistic: Statistic, size=None, ratio: bool = False):
+    def __init__(
+        self,
+        blocks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        weights: np.ndarray,
+        statistic: Statistic,
+        size: Statistic | None = None,
+        ratio: bool = False,
+    ):
         self.blocks, self.weights = blocks, weights
         self.statistic, self.size = statistic, size or statistic
         gaps, noise = [], []
@@ -129,7 +136,9 @@ def clustered(cluster: np.ndarray) -> bool:
     return len(np.unique(cluster)) < len(cluster)
 
 
-def draw_outcomes(probability, uniform: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def draw_outcomes(
+    probability: np.ndarray, uniform: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw answers from a model's own probabilities.
 
     Parameters
@@ -163,7 +172,9 @@ def draw_outcomes(probability, uniform: np.ndarray) -> tuple[np.ndarray, list[np
     return (uniform < confidence).astype(np.float32), by_option
 
 
-def interval(estimate, resampled, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def interval(
+    estimate: np.ndarray | float, resampled: np.ndarray, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
     """Basic (reverse percentile) bootstrap interval (Davison & Hinkley 1997, eq. 5.6).
 
     For means and other statistics without bias; for binned errors see :func:`error_interval`.
@@ -220,10 +231,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
         A claim stands at level a if its adjusted value is at most a; the chance that any claim
         stands wrongly is then at most a.
     """
-    p_values = np.asarray(p_values, float)
-    order = np.argsort(p_values)
-    stepped = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    stepped = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
     return adjusted
 

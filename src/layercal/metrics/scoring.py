@@ -40,13 +40,18 @@ class Scoring:
     seed: int = 0
 
     @classmethod
-    def of_prompts(cls, prompts: pd.DataFrame, **settings):
-        """Of the rows of ``prompts.parquet``; the rest by name."""
+    def of_prompts(
+        cls, prompts: pd.DataFrame, *, accuracy_margin: float, n_bins: int, draws: int, seed: int
+    ) -> Scoring:
+        """Of the rows of ``prompts.parquet``."""
         return cls(
             answer=prompts["answer"].to_numpy(),
             cluster=pd.factorize(prompts["cluster"])[0],
             question=pd.factorize(prompts["question_id"])[0],
-            **settings,
+            accuracy_margin=accuracy_margin,
+            n_bins=n_bins,
+            draws=draws,
+            seed=seed,
         )
 
     @cached_property
@@ -69,8 +74,8 @@ class Scoring:
 
     def errors(self, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """ECE of one reading, and MCE where a bin is full enough, observed and resampled."""
-        pair = confidence, correct.astype(float), self.weights, self.n_bins
-        worst = registry.mce_sample(*pair, MIN_COUNT)
+        right = correct.astype(float)
+        worst = registry.mce_sample(confidence, right, self.weights, self.n_bins, MIN_COUNT)
         found = {"ece": self.ece_sample(confidence, correct)}
         return found | ({WORST: worst} if worst else {})
 
@@ -110,18 +115,19 @@ class Scoring:
             whether accuracy is kept within the margin; NLL and Brier as :meth:`score_changes` gives
             them; the null floor and the 95 % interval of ECE before.
         """
-        found = {"n": self.n_questions}
+        found: dict = {"n": self.n_questions}
         pairs = self.read(before), self.read(after)
         errors = [self.errors(*pair) for pair in pairs]
         for metric in ("ece", WORST):
             found |= _error_change(metric, *(side.get(metric) for side in errors))
         means = [self.means(*pair) for pair in pairs]
         intervals = {
-            "accuracy": accuracy.paired_interval(*(one[1] for one in pairs), self.cluster),
+            "accuracy": accuracy.paired_interval(pairs[0][1], pairs[1][1], self.cluster),
             "confidence": self._interval(means[1]["confidence"] - means[0]["confidence"]),
         }
-        for metric, bounds in intervals.items():
-            found |= _change(metric, *(side[metric].mean() for side in means), *bounds)
+        for metric, (low, high) in intervals.items():
+            old, new = (side[metric].mean() for side in means)
+            found |= _change(metric, old, new, low, high)
         found |= self.score_changes(before, after)
         null = self.null(errors[0]["ece"], pairs[0][0])
         found["ece_null_mean"] = float(null.mean())
@@ -136,7 +142,8 @@ class Scoring:
         return found
 
     def _interval(self, values: np.ndarray) -> tuple[float, float]:
-        return resampling.interval(values.mean(), self.resampled_mean(values))
+        low, high = resampling.interval(values.mean(), self.resampled_mean(values))
+        return float(low), float(high)
 
     def score_changes(self, before: np.ndarray, after: np.ndarray) -> dict:
         """Compare two readings by the scores that decide claims.
@@ -156,8 +163,8 @@ class Scoring:
         found: dict = {}
         for name in old:
             change = paired.mean_change(new[name] - old[name], self.cluster)
-            sides = old[name].mean(), new[name].mean()
-            found |= _change(name, *sides, *change.interval())
+            low, high = change.interval()
+            found |= _change(name, old[name].mean(), new[name].mean(), low, high)
             found |= {f"{name}_change_error": change.error, f"{name}_p": change.p}
             found["freedom"] = change.freedom
         return found
@@ -173,11 +180,13 @@ class Scoring:
         self, before: np.ndarray, after: np.ndarray, level: float
     ) -> tuple[float, float]:
         """Interval of the change of accuracy between logits (n, n_options), at any level."""
-        sides = (self.read(one)[1] for one in (before, after))
-        return accuracy.paired_interval(*sides, self.cluster, level)
+        old, new = (self.read(one)[1] for one in (before, after))
+        return accuracy.paired_interval(old, new, self.cluster, level)
 
 
-def _error_change(metric: str, old, new) -> dict:
+def _error_change(
+    metric: str, old: resampling.GapSample | None, new: resampling.GapSample | None
+) -> dict:
     if old is None or new is None:
         names = ("before", "after", "change", "change_low", "change_high", "p", "relative_change")
         return {f"{metric}_{name}": None for name in names}

@@ -6,6 +6,8 @@ literature on selective classification.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
@@ -16,7 +18,7 @@ HELM_TOP = 0.1  # coverage of HELM's selective_acc@10
 EDGE = 1e-12  # confidences are kept this far from 0 and 1 before their logit is taken
 
 
-def risk_coverage(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Error rate of the k most confident answers, for k = 1 to n.
 
     Answers of equal confidence count as in the mean over their orders: no order of the questions
@@ -37,24 +39,24 @@ def risk_coverage(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
     return answered / len(confidence), np.cumsum(np.repeat(wrong, count)) / answered
 
 
-def aurc(confidence, correct) -> float:
+def aurc(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Area under the risk-coverage curve (Geifman & El-Yaniv 2017, arXiv 1705.08500)."""
     return float(risk_coverage(confidence, correct)[1].mean())
 
 
-def excess_aurc(confidence, correct) -> float:
+def excess_aurc(confidence: np.ndarray, correct: np.ndarray) -> float:
     """AURC less that of an order that has all right answers first (Geifman et al. 2018)."""
     correct = np.asarray(correct, float)
     return aurc(confidence, correct) - aurc(correct, correct)
 
 
-def accuracy_at(confidence, correct, coverage: float) -> float:
+def accuracy_at(confidence: np.ndarray, correct: np.ndarray, coverage: float) -> float:
     """Accuracy of the most confident answers that make up a share of all, at least one."""
     risk = risk_coverage(confidence, correct)[1]
     return float(1 - risk[max(1, round(coverage * len(risk))) - 1])
 
 
-def helm(confidence, correct) -> dict[str, float]:
+def helm(confidence: np.ndarray, correct: np.ndarray) -> dict[str, float]:
     """HELM's calibration metrics of one reading, under its names.
 
     ``platt_`` errors are those after Platt scaling on the same questions, as HELM has it: no
@@ -91,7 +93,7 @@ def _helm_errors(name: str, confidence: np.ndarray, correct: np.ndarray) -> dict
     }
 
 
-def platt(confidence: np.ndarray, correct: np.ndarray):
+def platt(confidence: np.ndarray, correct: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Platt scaling (1999) of a confidence: logistic regression of correctness on its logit.
 
     Parameters
@@ -104,7 +106,7 @@ def platt(confidence: np.ndarray, correct: np.ndarray):
         Of NaN where all answers are right, or all wrong.
     """
 
-    def logits(values) -> np.ndarray:
+    def logits(values: np.ndarray) -> np.ndarray:
         return logit(np.clip(values, EDGE, 1 - EDGE))
 
     if len(np.unique(correct)) < 2:

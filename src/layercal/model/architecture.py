@@ -6,10 +6,11 @@ Nothing here knows a family by name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from layercal import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Readout(nn.Module):
@@ -32,7 +36,7 @@ class Readout(nn.Module):
         self.after = nn.ModuleList(as_float32(module) for module in after)
         self.stretch: Tensor | None = None
 
-    def forward(self, *args, inputs_embeds: Tensor, **kwargs):
+    def forward(self, *args: object, inputs_embeds: Tensor, **kwargs: object) -> object:
         """Return what the decoder would, had its last block given these residuals."""
         norm, *rest = self.after
         hidden = norm(inputs_embeds)
@@ -82,7 +86,7 @@ def norm_map(norm: nn.Module, width: int) -> tuple[Tensor, Tensor, bool]:
     return gain, bias, centred
 
 
-def check_kind(model) -> None:
+def check_kind(model: PreTrainedModel) -> None:
     """Refuse what is no decoder-only transformer.
 
     Raises
@@ -104,7 +108,7 @@ def check_kind(model) -> None:
         raise InputError(f"{name}: no language model head; layercal reads causal language models")
 
 
-def find_decoder(model, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
+def find_decoder(model: PreTrainedModel, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
     """Find the module that runs the one stack of so many blocks, and the stack.
 
     It is what the model calls its decoder or, where that is another part, a child of the model.
@@ -161,7 +165,7 @@ def check_head(name: str, decoded: Tensor, entering: Tensor, rounding: float) ->
         )
 
 
-def hidden_states(output) -> Tensor:
+def hidden_states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The hidden states in a block's output, which some families wrap in a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
@@ -179,7 +183,7 @@ def last_of(parts: Sequence[Tensor]) -> Tensor:
     return torch.tensor([len(part) for part in parts]).cumsum(0) - 1
 
 
-def rope_border(config) -> int | None:
+def rope_border(config: PreTrainedConfig) -> int | None:
     """Tokens up to which longrope scales by its short factors; None if one set holds for all.
 
     Parameters
@@ -197,13 +201,15 @@ def rope_border(config) -> int | None:
 
 
 @contextmanager
-def hook(block: nn.Module, act, before: bool = False):
+def hook(
+    block: nn.Module, act: Callable[[Tensor], Tensor | None], before: bool = False
+) -> Iterator[None]:
     """Call ``act`` on the hidden states that enter or leave a module; it may change them.
 
     A hook that returns nothing leaves them as they are.
     """
 
-    def entering(module, args, kwargs):
+    def entering(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         changed = act(args[0] if args else kwargs["hidden_states"])
         if changed is None:
             return None
@@ -211,7 +217,9 @@ def hook(block: nn.Module, act, before: bool = False):
             return (changed, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": changed}
 
-    def leaving(module, args, output):
+    def leaving(
+        module: nn.Module, args: tuple, output: Tensor | tuple[Tensor, ...]
+    ) -> Tensor | tuple[Tensor, ...] | None:
         changed = act(hidden_states(output))
         if changed is None or isinstance(output, Tensor):
             return changed
@@ -228,10 +236,10 @@ def hook(block: nn.Module, act, before: bool = False):
 
 
 @contextmanager
-def passed_through(block: nn.Module, output: type):
+def passed_through(block: nn.Module, output: type) -> Iterator[None]:
     """Let a block return the hidden states that enter it, in the form of its own output."""
 
-    def forward(*args, **kwargs):
+    def forward(*args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, None]:
         hidden = args[0] if args else kwargs["hidden_states"]
         return hidden if issubclass(output, Tensor) else (hidden, None)
 
@@ -286,16 +294,16 @@ class Parts:
     attention: nn.Module
     mlp: nn.Module
     scale: float
-    projection: nn.Module | None
+    projection: nn.Linear | Conv1D | None
     after: nn.Module | None
 
 
 @contextmanager
-def traced(block: nn.Module):
+def traced(block: nn.Module) -> Iterator[list[Call]]:
     """List the calls of the modules inside a block, in the order in which they end."""
     calls: list[Call] = []
 
-    def note(module, args, kwargs, output):
+    def note(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple | None) -> None:
         entered = args[0] if args else next(iter(kwargs.values()), None)
         left = hidden_states(output) if output is not None else None
         if isinstance(entered, Tensor) and isinstance(left, Tensor):
@@ -335,20 +343,20 @@ def find_parts(
     """
     name, children = type(block).__name__, set(block.children())
     calls = [call for call in calls if call.value.shape == left.shape]
-    attention = [
+    attentions = [
         call for call in calls if call.module in children and _is_kind(call.module, "attention")
     ]
     others = [
         call
         for call in calls
-        if call.module in children and call not in attention and _computes(call.module)
+        if call.module in children and call not in attentions and _computes(call.module)
     ]
-    if len(attention) != 1 or not others:
+    if len(attentions) != 1 or not others:
         raise InputError(
             f"{name}: expected one attention and an MLP among its children, found "
-            f"{len(attention)} and {len(others)}; its update cannot be divided between them"
+            f"{len(attentions)} and {len(others)}; its update cannot be divided between them"
         )
-    attention, mlp = attention[0], others[-1]
+    attention, mlp = attentions[0], others[-1]
     entered, left = entered.float(), left.float()
     update = left - entered
     # a difference of large numbers is only as exact as they are
@@ -363,9 +371,11 @@ def find_parts(
         for scale in (1.0, seen):
             if ((update - scale * written).norm(dim=-1) <= allowed).all():
                 last = _last_linear(mlp, calls)
-                known = last is not None and (last is m or torch.equal(last.value, mlp.value))
-                after = m.module if known and m.module not in (last.module, mlp.module) else None
-                return Parts(a.module, m.module, scale, last.module if known else None, after)
+                if last is None or not (last is m or torch.equal(last.value, mlp.value)):
+                    return Parts(a.module, m.module, scale, None, None)
+                after = None if m.module in (last.module, mlp.module) else m.module
+                linear = cast("nn.Linear | Conv1D", last.module)
+                return Parts(a.module, m.module, scale, linear, after)
     raise InputError(
         f"{name}: what it adds to the residual stream is not the sum of what its "
         f"{type(attention.module).__name__} and its {type(mlp.module).__name__} give"
@@ -422,5 +432,5 @@ def with_modules(module: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module
     shell.__dict__.pop("forward", None)  # accelerate's, bound to the original
     for path, new in replaced.items():
         name, _, rest = path.partition(".")
-        shell._modules[name] = with_modules(shell._modules[name], {rest: new}) if rest else new
+        shell._modules[name] = with_modules(shell.get_submodule(name), {rest: new}) if rest else new
     return shell

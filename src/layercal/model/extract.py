@@ -185,7 +185,8 @@ def _plan_side(
         if len(group) == 1 or shared < least or not takes_tails(longest):
             alone += group
             continue
-        batch, tokens = [], 0
+        batch: list[int] = []
+        tokens = 0
         for row in group:
             tail = len(input_ids[row]) - shared
             if batch and tokens + tail > batch_tokens:
@@ -219,7 +220,8 @@ def _alike(
     At least one token of each row is left over.
     """
     order = sorted(rows, key=lambda row: list(input_ids[row]))
-    group, shared, longest = [], 0, 0
+    group: list[int] = []
+    shared = longest = 0
     for row in order:
         ids = input_ids[row]
         here = min(_common(input_ids[group[-1]], ids), len(ids) - 1, shared) if group else 0

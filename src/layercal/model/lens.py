@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -91,7 +93,7 @@ def translate(
     return translated
 
 
-def _fit_ridge(x: Tensor, y: Tensor, penalties: Tensor):
+def _fit_ridge(x: Tensor, y: Tensor, penalties: Tensor) -> Callable[[Tensor], Tensor]:
     """Ridge regression with intercept; returns the fitted function.
 
     By the eigenvectors of the smaller Gram matrix, in float64, which are those of the singular

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, DynamicCache
+from transformers import BitsAndBytesConfig, DynamicCache, PreTrainedModel
 
 from layercal import InputError
 from layercal.model import architecture, loading
@@ -87,7 +87,7 @@ class LensModel:
         If the model has another shape.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: PreTrainedModel):
         architecture.check_kind(model)
         self.model = model.eval().requires_grad_(False)
         config = model.config.get_text_config()
@@ -230,7 +230,7 @@ class LensModel:
         past = input_ids.shape[1] - 1
         positions = torch.arange(past + 1, device=self.device)[None]
         cache = DynamicCache(config=self.model.config.get_text_config())
-        found = Prefix(cache, past, input_ids, None)
+        found = Prefix(cache, past, input_ids, residuals=torch.empty(0))  # what follows reads them
         if found.in_window:
             with self._capture(torch.tensor([past])) as captured:
                 self._decode(input_ids, positions, past_key_values=cache, use_cache=True)
@@ -432,7 +432,7 @@ class LensModel:
             )
         return difference
 
-    def _decode(self, input_ids: Tensor, positions: Tensor, **inputs) -> None:
+    def _decode(self, input_ids: Tensor, positions: Tensor, **inputs: object) -> None:
         """Run the decoder, telling it the positions if it takes them."""
         if self.takes_positions:
             inputs["position_ids"] = positions
@@ -454,11 +454,11 @@ class LensModel:
         )
 
     @contextmanager
-    def _capture(self, places: Tensor):
+    def _capture(self, places: Tensor) -> Iterator[list[Tensor]]:
         """Collect residuals at places, counted over all rows: L + 1 tensors (places, d)."""
         captured: list[Tensor] = []
 
-        def keep(hidden: Tensor):
+        def keep(hidden: Tensor) -> None:
             captured.append(hidden.flatten(0, 1)[places.to(hidden.device)])
 
         with ExitStack() as hooks:
@@ -468,7 +468,7 @@ class LensModel:
             yield captured
 
     @contextmanager
-    def _replace(self, layer: int, h: Tensor):
+    def _replace(self, layer: int, h: Tensor) -> Iterator[list[Tensor]]:
         """Let blocks up to ``layer`` pass through, feed ``h`` into the next; collect h[L]."""
         captured: list[Tensor] = []
         with ExitStack() as hooks:
@@ -487,7 +487,7 @@ class LensModel:
         entering: list[Tensor] = []
         shapes: list[tuple] = []
 
-        def note(module, args, output):
+        def note(module: nn.Module, args: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
             seen.append(module)
             if module in blocks:
                 self.block_output = type(output)
@@ -582,10 +582,10 @@ class LensModel:
             self._decode_all(input_ids.expand(len(h), -1))
         return captured[0][:, -1].to(self.device)
 
-    def _copy_into(self, stream: Tensor, layer: int):
+    def _copy_into(self, stream: Tensor, layer: int) -> AbstractContextManager[None]:
         """Copy the residuals of the only row at a layer into ``stream``, (tokens, d)."""
 
-        def keep(hidden: Tensor):
+        def keep(hidden: Tensor) -> None:
             stream.copy_(hidden[0])
 
         block = self.blocks[max(layer, 1) - 1]

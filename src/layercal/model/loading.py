@@ -10,6 +10,7 @@ import logging
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,7 +60,7 @@ def causal_model(
     """
     check_files(Path(path))
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             device_map=device_map,
@@ -75,6 +76,7 @@ def causal_model(
         raise InputError(
             f"{path}: no causal language model that transformers can load: {first_words(error)}"
         ) from error
+    model, report = loaded
     refuse_misfits(path, model, report)
     return model
 

@@ -73,7 +73,7 @@ def _trial_prompt(
             f"{folder}: its tokenizer turns {TEXT!r} into {input_ids}, so its vocabulary is not "
             "there; copy all files of the one that the model was trained with"
         )
-    rows = len(model.get_input_embeddings().weight)
+    rows = len(model.get_input_embeddings().get_parameter("weight"))
     beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
     added, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template)
     needed = [token for token in beyond if token not in added or token in template]
@@ -138,7 +138,7 @@ def free_memory(system: Path = Path("/")) -> float:
     about = system / "proc/meminfo"
     if not about.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    machine = 1024 * int(re.search(r"MemAvailable: +(\d+)", about.read_text())[1])
+    machine = 1024 * int(re.findall(r"MemAvailable: +(\d+)", about.read_text())[0])
     return min([machine, *_left_in_groups(system)])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -41,8 +41,8 @@ def recorded(model: LensModel, places: Tensor) -> Iterator[dict[str, Tensor]]:
         return
     given: dict[nn.Module | str, Tensor] = {}
 
-    def keeper(name: nn.Module | str):
-        def keep(hidden: Tensor):
+    def keeper(name: nn.Module | str) -> Callable[[Tensor], None]:
+        def keep(hidden: Tensor) -> None:
             hidden = hidden.reshape(-1, hidden.shape[-1])  # some blocks flatten the tokens
             given[name] = hidden[places.to(hidden.device)].float().cpu()
 

@@ -12,10 +12,14 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 from tokenizers import AddedToken
 
 from layercal import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPEN, CLOSE, STAND_IN = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKED = re.compile(f"({OPEN}[^{CLOSE}]*{CLOSE})")
@@ -27,7 +31,7 @@ def unmarked(prompt: str) -> str:
     return prompt.replace(OPEN, "").replace(CLOSE, "")
 
 
-def guarded(render: Render, tokenizer) -> Render:
+def guarded(render: Render, tokenizer: PreTrainedTokenizerBase) -> Render:
     """Let a template mark the control tokens that its questions spell.
 
     Parameters
@@ -78,7 +82,7 @@ class Encoder:
         Whether it adds its own, such as BOS.
     """
 
-    def __init__(self, tokenizer, add_special_tokens: bool):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool):
         self.tokenizer, self.adds = tokenizer, {"add_special_tokens": add_special_tokens}
         self.control = _control_tokens(tokenizer)
 
@@ -113,10 +117,10 @@ class Encoder:
         ]
         read = tokenizer("".join(parts), split_special_tokens=True, **self.adds)["input_ids"]
         ids = [stand_ins.get(one, one) for one in read]
-        control = set(self.tokenizer.convert_tokens_to_ids(places))
+        control = set(_ids(self.tokenizer, places))
         added = sum(one in control for one in self.tokenizer("", **self.adds)["input_ids"])
         if sum(one in control for one in ids) != written + added:
-            spelled = MARKED.search(prompt)
+            spelled = next(MARKED.finditer(prompt))
             around = unmarked(prompt[max(0, spelled.start() - 60) : spelled.end() + 60])
             raise InputError(
                 f"{spelled[0][1:-1]!r} in a question's text becomes a control token, and this "
@@ -125,7 +129,7 @@ class Encoder:
         return ids
 
     @cached_property
-    def _disguised(self):
+    def _disguised(self) -> tuple[PreTrainedTokenizerBase, dict[int, int]]:
         """A tokenizer that matches stand-ins too, and what each stands for."""
         tokenizer = copy.deepcopy(self.tokenizer)
         made = [
@@ -140,13 +144,15 @@ class Encoder:
             for place, token in enumerate(self.control.values())
         ]
         tokenizer.add_tokens(made)
-        ids = tokenizer.convert_tokens_to_ids([token.content for token in made])
-        return tokenizer, dict(
-            zip(ids, tokenizer.convert_tokens_to_ids([*self.control]), strict=True)
-        )
+        ids = _ids(tokenizer, [token.content for token in made])
+        return tokenizer, dict(zip(ids, _ids(tokenizer, list(self.control)), strict=True))
 
 
-def _control_tokens(tokenizer) -> dict[str, AddedToken]:
+def _ids(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[int]:
+    return cast("list[int]", tokenizer.convert_tokens_to_ids(tokens))  # of one it gives a number
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, AddedToken]:
     """What the tokenizer takes for control tokens; other added tokens are words of its texts."""
     found = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
     return {token.content: token for token in found}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
@@ -15,6 +16,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from layercal import InputError
 from layercal.prompts.control_tokens import Encoder, Render, guarded
 from layercal.sources.questions import LETTERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TODAY = date(2024, 7, 26)  # of chat templates: no result depends on the day; Llama 3's own default
 
@@ -50,7 +54,9 @@ def joshi(question: dict, shots: Sequence[dict] = ()) -> str:
     return _few_shot(header, block, question, shots)
 
 
-def _few_shot(header: str, block: Callable[[dict], str], question: dict, shots) -> str:
+def _few_shot(
+    header: str, block: Callable[[dict], str], question: dict, shots: Sequence[dict]
+) -> str:
     answered = [f"{block(shot)} {LETTERS[shot['answer']]}" for shot in shots]
     return "\n\n".join([header, *answered, block(question)])
 
@@ -87,7 +93,7 @@ class Template:
     add_special_tokens: bool = True
 
 
-def template(name: str, tokenizer) -> Template:
+def template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     """Find a template: by its name, ``chat``, or the path of a Jinja file.
 
     Parameters
@@ -112,7 +118,7 @@ def template(name: str, tokenizer) -> Template:
     raise InputError(f"prompt: {name!r} is neither {known} nor the path of a Jinja file *.j2")
 
 
-def _chat(tokenizer) -> Template:
+def _chat(tokenizer: PreTrainedTokenizerBase) -> Template:
     """A turn of the user, and the assistant's turn up to its answer letter.
 
     What stands before the letter is taken from the template's own rendering of an answered turn:
@@ -127,12 +133,13 @@ def _chat(tokenizer) -> Template:
         messages = [{"role": "user", "content": text}]
         messages += [{"role": "assistant", "content": answer} for answer in answers]
         try:
-            return tokenizer.apply_chat_template(
+            rendered = tokenizer.apply_chat_template(
                 messages,
                 chat_template=_dated(tokenizer.get_chat_template()),
                 tokenize=False,
                 add_generation_prompt=not answers,
             )
+            return str(rendered)  # it is text already, which tokens would not be
         except Exception as error:  # whatever the template does
             raise InputError(
                 f"prompt: chat: the model's chat template fails with {type(error).__name__}: "
@@ -245,7 +252,7 @@ def choose_shots(rows: Sequence[dict], pool: Sequence[dict], k: int) -> list[lis
 
 
 def tokenize(
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     n_options: list[int],
     lead: str = " ",

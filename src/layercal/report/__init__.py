@@ -14,5 +14,5 @@ def figure_names() -> list[str]:
         node.name.replace("_", "-")
         for node in functions
         for decorator in node.decorator_list
-        if isinstance(decorator, ast.Call) and decorator.func.id == "figure"
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "figure"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -11,15 +12,20 @@ from layercal.report.figures import study
 from layercal.report.figures.registry import Drawing
 from layercal.results import Results, select
 
+
 # as notes of a third party on the paper give them; nothing here was measured by this study
-REPORTED = {
-    "name": "phi-2 on MMLU Humanities",
-    "blocks": 32,
-    "rise": (22, 26),
-    "peak": 28,
-    "ece_peak": 0.20,
-    "ece_final": 0.08,
-}
+class Reported(NamedTuple):
+    """Readings off the paper's figures."""
+
+    name: str = "phi-2 on MMLU Humanities"
+    blocks: int = 32
+    rise: tuple[int, int] = (22, 26)
+    peak: int = 28
+    ece_peak: float = 0.20
+    ece_final: float = 0.08
+
+
+REPORTED = Reported()
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,13 @@ def _curves(report: str, results: Results) -> pd.DataFrame:
 
 def _reported() -> pd.DataFrame:
     """Reference points of the paper, in the form of :func:`_curves`."""
-    name, blocks = REPORTED["name"], REPORTED["blocks"]
-    rise, until = REPORTED["rise"]
+    name, blocks = REPORTED.name, REPORTED.blocks
+    rise, until = REPORTED.rise
     text = f"reported, not measured here: {name}"
     rows = [
         {"metric": "accuracy", "layer": rise, "layer_to": until, "reported": f"{text}, rise"},
-        {"metric": "ece", "layer": REPORTED["peak"], "value": REPORTED["ece_peak"]},
-        {"metric": "ece", "layer": blocks, "value": REPORTED["ece_final"]},
+        {"metric": "ece", "layer": REPORTED.peak, "value": REPORTED.ece_peak},
+        {"metric": "ece", "layer": blocks, "value": REPORTED.ece_final},
     ]
     table = pd.DataFrame(rows).fillna({"reported": f"{text}, ECE at peak and end"})
     depth = {"depth": table["layer"] / blocks, "depth_to": table["layer_to"] / blocks}
@@ -126,26 +132,29 @@ def _row(report: str, results: Results) -> dict[str, Cell]:
     }
     for claim in results.summary["claims"]:
         if claim["key"] == "lowers-nll":
-            numbers = claim["value"], claim["ci_low"], claim["ci_high"]
-            cells[f"NLL change by steering, {claim['mode']}"] = _number(*numbers, sign="+")
+            cells[f"NLL change by steering, {claim['mode']}"] = _number(
+                claim["value"], claim["ci_low"], claim["ci_high"], sign="+"
+            )
     return cells
 
 
 def _reported_row() -> dict[str, Cell]:
     """What the paper's row of the table would hold."""
-    name, blocks, peak = REPORTED["name"], REPORTED["blocks"], REPORTED["ece_peak"]
-    fall = peak - REPORTED["ece_final"]
+    name, blocks, peak = REPORTED.name, REPORTED.blocks, REPORTED.ece_peak
+    fall, text = peak - REPORTED.ece_final, f"{name} (reported, not measured here)"
     return {
-        "report": Cell(*2 * (f"{name} (reported, not measured here)",)),
+        "report": Cell(text, text),
         "blocks": Cell(str(blocks), blocks),
-        "ECE peak, layer (depth)": _depth(REPORTED["peak"], blocks),
+        "ECE peak, layer (depth)": _depth(REPORTED.peak, blocks),
         "ECE at peak": Cell(f"near {peak:.2f}", peak),
-        "ECE, last layer": Cell(f"near {REPORTED['ece_final']:.2f}", REPORTED["ece_final"]),
+        "ECE, last layer": Cell(f"near {REPORTED.ece_final:.2f}", REPORTED.ece_final),
         "correction": Cell(f"near {fall:.2f}", fall),
     }
 
 
-def _number(value, low=None, high=None, sign="") -> Cell:
+def _number(
+    value: float, low: float | None = None, high: float | None = None, sign: str = ""
+) -> Cell:
     text = f"{value:{sign}.3f}"
     return Cell(text if low is None else f"{text} [{low:{sign}.3f}, {high:{sign}.3f}]", value)
 

@@ -5,6 +5,8 @@ Each reads named data sets, which the page fills, and is as wide as its place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 
 from layercal.report.style import INK, PALETTE
@@ -13,19 +15,20 @@ COLORS = PALETTE.as_hex()
 ACCURACY, CONFIDENCE, ERROR = COLORS[0], COLORS[1], COLORS[3]
 OPTIONS = [*COLORS[:3], COLORS[4], COLORS[3], *COLORS[5:]]  # two oranges apart
 PALE = "#bdbdbd"
-APART = {"xOffset": 1, "x2Offset": -1}
+APART: dict[str, Any] = {"xOffset": 1, "x2Offset": -1}
 UNIT = alt.Scale(domain=[0, 1], nice=False)
 BIN = alt.X("low:Q", title="confidence", scale=UNIT, axis=alt.Axis(tickCount=5))
 LAYER = alt.X("layer:Q", title="layer (0: embedding)", axis=alt.Axis(tickMinStep=1, grid=False))
+Chart = alt.LayerChart | alt.FacetChart  # what alt.layer gives
 
 
 def specs() -> dict[str, dict]:
     """Vega-Lite specification of every chart, by the id of its place on the page."""
     drawn = (curves, reliability, histogram, flow, trajectory)
-    return {draw.__name__: _dress(draw(), draw.__doc__).to_dict() for draw in drawn}
+    return {draw.__name__: _dress(draw(), draw.__doc__ or "").to_dict() for draw in drawn}
 
 
-def _dress(chart: alt.LayerChart, description: str) -> alt.LayerChart:
+def _dress(chart: Chart, description: str) -> Chart:
     """Give a chart the style of all, and a description that screen readers say."""
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 13}
     symbol = {"symbolOpacity": 1, "symbolStrokeWidth": 3}
@@ -57,7 +60,7 @@ def _now() -> alt.Chart:
     return _data("now").mark_rule(color=INK, strokeDash=[4, 3]).encode(x=LAYER)
 
 
-def curves() -> alt.LayerChart:
+def curves() -> Chart:
     """Accuracy, confidence and ECE over the layers, with intervals and null floor."""
     kinds = {"accuracy": ACCURACY, "mean confidence": CONFIDENCE, "ECE": ERROR}
     color = _colors({**kinds, "null floor of ECE": PALE})
@@ -71,7 +74,7 @@ def curves() -> alt.LayerChart:
     return alt.layer(floor, band, lines, _now())
 
 
-def reliability() -> alt.LayerChart:
+def reliability() -> Chart:
     """Accuracy of each confidence bin, and how far its mean confidence is off."""
     color = _colors({"accuracy of the bin": ACCURACY, "gap to mean confidence": ERROR})
     accuracy = alt.Y("accuracy:Q", title="accuracy", scale=UNIT)
@@ -89,7 +92,7 @@ def reliability() -> alt.LayerChart:
     return alt.layer(bars, perfect.encode(x=BIN, y=accuracy), gaps, counts)
 
 
-def histogram() -> alt.LayerChart:
+def histogram() -> Chart:
     """How many questions each confidence bin holds; mean confidence and accuracy."""
     color = _colors({"mean confidence": CONFIDENCE, "accuracy": ACCURACY})
     bars = _data("bins").mark_rect(**APART, color=PALE)
@@ -104,7 +107,7 @@ def histogram() -> alt.LayerChart:
     return alt.layer(bars, means.encode(tooltip=["kind:N", *_numbers("value")]))
 
 
-def flow() -> alt.LayerChart:
+def flow() -> Chart:
     """Questions by the option chosen before and after; those that kept theirs are pale."""
     cells = _data("flow").encode(
         x=alt.X("to:N", title="chosen now", axis=alt.Axis(labelAngle=0, domain=False, ticks=False)),
@@ -120,7 +123,7 @@ def flow() -> alt.LayerChart:
     return alt.layer(squares, numbers)
 
 
-def trajectory() -> alt.LayerChart:
+def trajectory() -> Chart:
     """Probability of each option of one question over the layers, the right answer bold."""
     scale = alt.Scale(range=OPTIONS)
     color = alt.Color("option:N", scale=scale, legend=alt.Legend(columns=5))

@@ -90,7 +90,7 @@ class Steps:
             "groups": groups,
         }
 
-    def _numbers(self, group: str, confidence, correct) -> dict:
+    def _numbers(self, group: str, confidence: np.ndarray, correct: np.ndarray) -> dict:
         """Value, interval and null floor of each metric, with None for what was not computed."""
         values = {
             "accuracy": correct.mean(-1),
@@ -115,7 +115,9 @@ class Steps:
 
 def _plain(values: np.ndarray, digits: int) -> list:
     """Rounded nested lists, None where NaN."""
-    return np.where(np.isnan(values), None, np.round(values, digits)).tolist()
+    rounded = np.round(values, digits).astype(object)
+    rounded[np.isnan(values)] = None
+    return rounded.tolist()
 
 
 def _bins(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> dict[str, list]:
@@ -309,7 +311,7 @@ def ask(table: pd.DataFrame) -> dict[str, dict]:
     columns = ["subject", "category", "question", "choices", "answer"]
     rows = table.set_index("question_id")[columns]
     rows = rows.assign(choices=rows["choices"].map(list), answer=rows["answer"].map(int))
-    return rows.to_dict("index")
+    return dict(zip(rows.index, rows.to_dict("records"), strict=True))
 
 
 def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 0) -> list[dict]:
@@ -333,7 +335,8 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
     InputError
         If a question table lacks a question.
     """
-    orders, costs, priced = [], [], set()
+    orders, costs = [], []
+    priced: set[str] = set()
     for entry in pairs:
         text = texts[entry["questions"]]
         lacking = next((name for name in entry["ids"] if name not in text), None)
@@ -350,7 +353,7 @@ def thinned(pairs: list[dict], texts: dict[str, dict], budget: int, seed: int = 
         priced.add(entry["questions"])
         costs.append([_size(columns) for columns in held])
     longest = max(map(len, costs))
-    total = sum(np.pad(cost, (0, longest - len(cost))) for cost in costs).cumsum()
+    total = np.sum([np.pad(cost, (0, longest - len(cost))) for cost in costs], 0).cumsum()
     keep = int((total <= budget).sum())
     kept = []
     for entry, order in zip(pairs, orders, strict=True):
@@ -364,7 +367,7 @@ strict = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",
 dump = partial(htmlsafe_json_dumps, dumps=strict)
 
 
-def _size(value) -> int:
+def _size(value: object) -> int:
     return len(dump(value).encode())
 
 
@@ -381,11 +384,11 @@ def page(pairs: list[dict], texts: dict[str, dict], template: str, script: str) 
         Jinja template of the page, and the JavaScript that drives its charts.
     """
     specs = charts.specs()
-    library = vl_convert.javascript_bundle()
+    library = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub asks for more
     summary = [{k: v for k, v in entry.items() if k not in COLUMNS} for entry in pairs]
     budget = LIMIT - len(library) - _size([summary, specs]) - len(template) - len(script)
     kept = thinned(pairs, texts, budget)
-    shown = {entry["questions"]: set() for entry in kept}
+    shown: dict[str, set[str]] = {entry["questions"]: set() for entry in kept}
     for entry in kept:
         shown[entry["questions"]].update(entry["ids"])
     asked = {

@@ -9,14 +9,14 @@ import re
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from layercal.report import NOTHING
 
 OUTCOMES = ("confirmed", "refuted", "undecided", "lowered", "raised")  # what style.css colours
 
 
-def _said(cell) -> str:
+def _said(cell: object) -> str:
     """Text of a table's cell; a missing value is a dash."""
     if isinstance(cell, float):
         return "–" if pd.isna(cell) else f"{cell:.3f}"
@@ -25,7 +25,7 @@ def _said(cell) -> str:
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("layercal.report"),
-    autoescape=lambda name: name.endswith(".html"),
+    autoescape=lambda name: str(name).endswith(".html"),
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
@@ -33,7 +33,7 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters["said"] = _said
 
 
-def render(template: str, **values) -> Markup:
+def render(template: str, **values: object) -> Markup:
     """Fill a template of ``report/templates``; what is not Markup is escaped."""
     return Markup(_TEMPLATES.get_template(template).render(**values))
 
@@ -74,7 +74,7 @@ def image(png: bytes, caption: str, links: dict[str, str]) -> Markup:
     links : dict of str
         Text -> where it leads, after the caption.
     """
-    picture = Image.open(io.BytesIO(png))
+    picture = PngImageFile(io.BytesIO(png))
     alt = picture.text["Description"]
     if picture.text.get("Comment") == NOTHING:
         return render("paragraphs.html", texts=[alt])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
 
 INK, GREY = "#222222", "#9a9a9a"
 PALETTE = sns.color_palette("colorblind")
 ACCURACY, CONFIDENCE, ERROR = PALETTE[0], PALETTE[1], PALETTE[3]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 # lines at the decision layer and at the peak of ECE
-DECISION, PEAK = {"ls": "--", "lw": 1.2}, {"ls": ":", "lw": 1.6}
+DECISION: dict[str, Any] = {"ls": "--", "lw": 1.2}
+PEAK: dict[str, Any] = {"ls": ":", "lw": 1.6}
 # a legend to the right of its axis
-BESIDE = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "fontsize": "small"}
+BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "fontsize": "small"}
 
 
 def look(index: int) -> dict:
@@ -57,9 +63,14 @@ def panel(axes: Axes | None, width: float, height: float) -> Axes:
     return new(width, height).subplots() if axes is None else axes
 
 
-def shared_legend(figure: Figure, **settings) -> None:
+def whole(axes: Axes) -> Figure:
+    """The figure that axes are drawn in, of which a subfigure is only a part."""
+    return axes.figure.figure
+
+
+def shared_legend(figure: Figure, **settings: Any) -> None:
     """Name below a figure what its axes show, each label once."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         shown, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, shown, strict=True))

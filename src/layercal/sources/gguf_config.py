@@ -183,7 +183,7 @@ def _table(architecture: str) -> dict[str, str | None]:
     def plain(name: str) -> str:
         return name.replace("_", "").replace("-", "")
 
-    tables = {plain(name): table for name, table in GGUF_CONFIG_MAPPING.items()}
+    tables: dict[str, Any] = {plain(name): table for name, table in GGUF_CONFIG_MAPPING.items()}
     return tables[plain(architecture)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layercal import InputError
 
@@ -59,7 +59,7 @@ def load_gguf(gguf: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     from layercal.sources import gguf_config
 
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         config=gguf_config.read_config(gguf),
@@ -68,6 +68,7 @@ def load_gguf(gguf: Path, dtype: torch.dtype) -> PreTrainedModel:
         ignore_mismatched_sizes=True,  # they are refused below, by name
         output_loading_info=True,
     )
+    model, found = loaded
     for problem, names in (
         ("it lacks", found["missing_keys"]),
         ("of another shape than its config says:", {key for key, *_ in found["mismatched_keys"]}),

@@ -58,7 +58,9 @@ CUTS = {
         r"|\s+(?!\S)|\s+",
     ),
 }
-PATTERNS = {name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()}
+PATTERNS: dict[str, tuple[str, ...]] = {
+    name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()
+}
 PATTERNS |= {name: cuts for names, cuts in CUTS.items() for name in names.split()}
 # they begin with BOS unless the file says otherwise, and take a word that is a token as it is
 AS_LLAMA3 = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0"}

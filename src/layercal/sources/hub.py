@@ -132,7 +132,7 @@ def explained(repo: str, revision: str, kind: str = "model") -> Iterator[None]:
         raise InputError(f"Hub repo {repo}: {_explain(error, repo, revision, kind)}") from error
 
 
-def _explain(error: Exception, repo: str, revision: str, kind: str) -> str:
+def _explain(error: BaseException, repo: str, revision: str, kind: str) -> str:
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
         error = error.__cause__
     if isinstance(error, GatedRepoError):

@@ -174,10 +174,10 @@ def dependencies(config: dict, models: dict, questions: dict) -> dict[str, list[
     of_models, of_sets = named(config)
     entries = [models[name] for name in of_models] + [questions[name] for name in of_sets]
     there = {
-        str(_local(source)[1])
+        str(local[1])
         for entry in entries
         for source in alternatives(entry)
-        if _local(source) and not _problem(source)
+        if (local := _local(source)) and not _problem(source)
     }
     return {"fetch": sorted(there), "extract": sorted(_templates(config, questions))}
 

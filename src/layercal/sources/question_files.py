@@ -162,7 +162,7 @@ def read_file(name: str, entry: dict) -> Rows:
 
 
 def _own_row(cells: dict, letters: str, stem: str, number: int) -> dict:
-    choices = [cells.get(letter) for letter in letters]
+    choices: list = [cells.get(letter) for letter in letters]
     reasons = [
         f"{name} is a {type(value).__name__}, expected text"
         for name, value in cells.items()
@@ -223,7 +223,7 @@ def _option_columns(path: Path, columns: list[str]) -> str:
     return letters
 
 
-def _choices(cell) -> tuple[list, str]:
+def _choices(cell: object) -> tuple[list, str]:
     """The options in a cell, or why there are none: a list, in CSV as JSON or Python writes it."""
     found = _listed(cell) if isinstance(cell, str) else cell
     if not isinstance(found, list):
@@ -234,7 +234,7 @@ def _choices(cell) -> tuple[list, str]:
     return [], f"choices is {found!r:.60}, expected a list of texts"
 
 
-def _listed(cell: str):
+def _listed(cell: str) -> object:
     try:
         return _loads(cell)
     except (ValueError, RecursionError):
@@ -254,7 +254,7 @@ def _python_tokens(cell: str) -> Iterator[tokenize.TokenInfo]:
     return tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
 
 
-def _loads(written: str):
+def _loads(written: str) -> object:
     """JSON in which numbers stay as they are written; NaN, which JSON has not, is missing."""
     return json.loads(
         written,
@@ -326,7 +326,7 @@ def _texts(column: pa.ChunkedArray, name: str, path: Path) -> list:
     return [_without_nan(cell) for cell in found]
 
 
-def _without_nan(cell):
+def _without_nan(cell: object) -> object:
     if isinstance(cell, list):
         return [_without_nan(one) for one in cell]
     return None if cell == "nan" else cell

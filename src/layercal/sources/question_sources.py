@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -59,7 +60,7 @@ def read(name: str, entry: dict) -> tuple[list[dict], list[dict]]:
         If the source cannot be had or read, or a row of a user's own file is no question; every
         bad row is named with its reason.
     """
-    return first_usable(name, entry, READERS, lambda *source: _read_source(name, *source))
+    return first_usable(name, entry, READERS, partial(_read_source, name))
 
 
 def _read_source(name: str, kind: str, source: dict) -> tuple[list[dict], list[dict]]:
@@ -77,8 +78,8 @@ def _read_source(name: str, kind: str, source: dict) -> tuple[list[dict], list[d
         )
     if not rows:
         place = source["hub"]["repo"] if kind == "hub" else source[kind]
-        found = f"none of its {len(rejected)} row(s) is" if rejected else "it holds no row that is"
-        raise InputError(f"{place}: {found} a question{_listed(rejected[:5])}")
+        none = f"none of its {len(rejected)} row(s) is" if rejected else "it holds no row that is"
+        raise InputError(f"{place}: {none} a question{_listed(rejected[:5])}")
     return rows, rejected
 
 

@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 )
 
 
-def text(value) -> str:
+def text(value: object) -> str:
     """Text of a source's value: as written, without space around it; none if it is missing.
 
     Line ends become a line feed, whatever system the source was written on.
@@ -77,7 +77,7 @@ def category_of(subject: str, categories: dict, where: str) -> str:
     raise InputError(f"{where}: subject {subject!r} has no category in the config")
 
 
-def answer_index(answer, labels: Iterable):
+def answer_index(answer: object, labels: Iterable) -> object:
     """Place of the answer among the labels, or the answer itself if it is none of them."""
     labels = list(labels)
     return labels.index(answer) if answer in labels else answer

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -22,7 +22,7 @@ PATHS = ("folder", "gguf", "csv_folder", "file", "prompt")
 class _Strict(yaml.SafeLoader):
     """Safe YAML in which no key of a mapping stands twice: YAML would silently take the last."""
 
-    def compose_mapping_node(self, anchor):
+    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: dict[tuple, yaml.Node] = {}
         for key, _ in node.value:
@@ -36,7 +36,7 @@ class _Strict(yaml.SafeLoader):
         return node
 
 
-def read_yaml(path: Path):
+def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises
@@ -68,7 +68,7 @@ def read(path: Path) -> dict:
     return {name: _at_home(entry) for name, entry in entries.items()}
 
 
-def _at_home(entry):
+def _at_home(entry: object) -> object:
     if not isinstance(entry, dict):
         return entry
     found = {key: expand_home(value) if key in PATHS else value for key, value in entry.items()}
@@ -77,7 +77,7 @@ def _at_home(entry):
     return found
 
 
-def expand_home(path):
+def expand_home(path: object) -> object:
     """Put the user's home for a leading ``~``; what is no text stays as it is."""
     return os.path.expanduser(path) if isinstance(path, str) else path
 

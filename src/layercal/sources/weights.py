@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from layercal import InputError
@@ -79,7 +80,7 @@ def fetch_model(name: str, entry: dict, folder: Path, prove: Prove) -> dict:
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    found = first_usable(name, entry, KINDS, lambda *source: _provide(name, *source, folder, prove))
+    found = first_usable(name, entry, KINDS, partial(_provide, name, folder=folder, prove=prove))
     write_atomically(folder / "manifest.json", json.dumps(found, indent=2) + "\n")
     return found
 
@@ -108,7 +109,7 @@ def restore(folder: Path) -> None:
         folder.name,
         manifest["source"],
         KINDS,
-        lambda *source: _provide(folder.name, *source, folder, expected=manifest["files"]),
+        partial(_provide, folder.name, folder=folder, expected=manifest["files"]),
     )
 
 

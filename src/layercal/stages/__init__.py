@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 if not sys.stderr.isatty():  # progress bars, those of libraries too, are for terminals
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -21,7 +22,9 @@ log = logging.getLogger("layercal")
 Output = Path
 
 
-def _but_for_interrupts(kind, error, trace) -> None:
+def _but_for_interrupts(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Ctrl-C, while a stage is imported or runs, needs no traceback."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)

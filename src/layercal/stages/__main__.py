@@ -8,14 +8,19 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from layercal import InputError, code, provenance, stages
 from layercal.stages import log
 
 # a list is written as its values, a dict as Python would write it
-READ = {"str": str, "int": int, "float": float, "dict": ast.literal_eval}
+READ: dict[str, Callable[[str], object]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "dict": ast.literal_eval,
+}
 READ |= {"Path": Path, "Output": Path}
 
 
@@ -39,7 +44,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     return options
 
 
-def _or_none(read):
+def _or_none(read: Callable[[str], object]) -> Callable[[str], object]:
     return lambda text: None if text == "None" else read(text)
 
 

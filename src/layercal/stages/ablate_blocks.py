@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def ablate_blocks(
         return
     model = load_fetched(manifest, dtype, device, quantize, threads)
     lowest = min(Phase.from_json(run.read(phase)).peak_layer + 1, model.n_layers)
-    means = (sum(written) / len(order)).float()[lowest - 1 :]
+    means = (reduce(torch.add, written) / len(order)).float()[lowest - 1 :]
     stream = results.Residuals([each["residuals"] for each in shards], order)
     n_options = run.prompts["option_ids"].map(len).max()
     whole = torch.full((len(rows), n_options), -torch.inf)

@@ -73,12 +73,21 @@ def _sets(described: pd.DataFrame, count: int, random: int, seed: int) -> dict[A
     return sets
 
 
-def _effects(scoring, model, last, sets, *, final, active, options) -> pd.DataFrame:
+def _effects(
+    scoring: Scoring,
+    model: LensModel,
+    last: torch.Tensor,
+    sets: dict[Ablated, list[int]],
+    *,
+    final: torch.Tensor,
+    active: torch.Tensor,
+    options: pd.Series,
+) -> pd.DataFrame:
     """A row a set of neurons, with the final norm live and with its scale frozen."""
     option_ids = torch.tensor(max(options, key=len))
     lacking = torch.arange(len(option_ids)) >= torch.tensor(options.map(len).to_numpy())[:, None]
 
-    def read(changed, frozen_at=None) -> np.ndarray:
+    def read(changed: torch.Tensor, frozen_at: torch.Tensor | None = None) -> np.ndarray:
         logits = model.option_logits(changed, option_ids, frozen_at).cpu()
         return logits.masked_fill(lacking, -torch.inf).numpy()
 

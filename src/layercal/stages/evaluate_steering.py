@@ -59,7 +59,7 @@ def evaluate_steering(
         accuracy_level=1 - family.level_of(claims.ACCURACY_KEPT),
         pairs=pairs,
     )
-    by_name = {str(group): group for group in groups}
+    by_name: dict[str | None, readings.Group] = {str(group): group for group in groups}
     fitted_on = {one: by_name.get(one.fitted_on) for one in swept.directions}
     sources = {one: group for one, group in fitted_on.items() if group}
     of_kind = {one: inside for one, inside in groups.items() if one in sources.values()}

@@ -14,6 +14,7 @@ from layercal import InputError, results
 from layercal.ablation import nullspace
 from layercal.metrics.phase import Phase, sweep_layers
 from layercal.metrics.readings import Group
+from layercal.model import LensModel
 from layercal.model.fetched import load_fetched
 from layercal.sources import questions
 from layercal.stages import Output, log
@@ -76,7 +77,7 @@ def fit_directions(
     fitted = {}
     for direction, (fit, some, some_fold) in tqdm(fits.items(), desc="directions", disable=None):
 
-        def at_layers(part, fit=fit):
+        def at_layers(part: directions.Split, fit: directions.Estimator = fit) -> torch.Tensor:
             return fit(part, layers)
 
         fitted[direction] = directions.cross_fit(at_layers, some, some_fold, folds)
@@ -88,7 +89,7 @@ def fit_directions(
         for row in directions.describe(direction, one, primary, split, layers)
     ]
 
-    def subspace(part):
+    def subspace(part: directions.Split) -> torch.Tensor:
         basis = directions.principal(part, part.peak, max(ranks))
         lacking = max(ranks) - len(basis)
         return torch.nn.functional.pad(basis, (0, 0, 0, lacking))[None]
@@ -115,8 +116,17 @@ def _subspace(rank: int) -> Direction:
     return Direction(name=name, kind=CONTROL, estimator=name, rank=rank).as_control("rescale")
 
 
-def _split(prompts, residuals, read, *, model, blocks, tolerance, n_bins) -> directions.Split:
-    letters = [name for name in read if name.startswith("logit_")]
+def _split(
+    prompts: pd.DataFrame,
+    residuals: results.Residuals,
+    read: pd.DataFrame,
+    *,
+    model: LensModel,
+    blocks: int,
+    tolerance: float,
+    n_bins: int,
+) -> directions.Split:
+    letters = [name for name in read.columns if name.startswith("logit_")]
     return directions.Split(
         residuals=residuals,
         logits=read[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
@@ -129,7 +139,9 @@ def _split(prompts, residuals, read, *, model, blocks, tolerance, n_bins) -> dir
     )
 
 
-def _of_categories(split, prompts, fold, min_group: int | None) -> dict:
+def _of_categories(
+    split: directions.Split, prompts: pd.DataFrame, fold: np.ndarray, min_group: int | None
+) -> dict:
     """Direction -> estimator, the questions of a category that it is fitted on, and their folds."""
     fits, counts = {}, prompts.groupby("category")["cluster"].nunique()
     for category in sorted(counts.index[counts >= min_group] if min_group else []):
@@ -140,7 +152,7 @@ def _of_categories(split, prompts, fold, min_group: int | None) -> dict:
 
 
 def _of_sources(
-    split,
+    split: directions.Split,
     fold_of: dict[str, int],
     sources: list[str],
     source_prompts: list[Path],
@@ -164,7 +176,7 @@ def _of_sources(
     return fits
 
 
-def _parts(model, first: Direction, primary: torch.Tensor, null_rule: str) -> dict:
+def _parts(model: LensModel, first: Direction, primary: torch.Tensor, null_rule: str) -> dict:
     """Controls: the parts of the primary direction inside and outside the null space."""
     unembedding, found = nullspace.effective_unembedding(model), {}
     parts = {"null-space": nullspace.null_part, "row-space": nullspace.row_part}
@@ -177,7 +189,15 @@ def _parts(model, first: Direction, primary: torch.Tensor, null_rule: str) -> di
     return found
 
 
-def _dimensions(split, fold, folds: int, clusters, layers, draws: int, seed: int) -> pd.DataFrame:
+def _dimensions(
+    split: directions.Split,
+    fold: np.ndarray,
+    folds: int,
+    clusters: list[int],
+    layers: list[int],
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
     """Held-out readings of patched residuals by rank, and what they amount to.
 
     ``explained`` is the share of the squared norm of h[L] - h[layer] in those dimensions.
@@ -186,20 +206,30 @@ def _dimensions(split, fold, folds: int, clusters, layers, draws: int, seed: int
     # no more directions than the smallest fit has questions
     most = min(width, n - int(np.bincount(fold).max()))
     ranks = sorted({0, *(min(2**power, most) for power in range(width.bit_length()))})
-    by_layer, explained = [], {}
+    by_layer: list[np.ndarray] = []
+    explained: dict[tuple[int, int], float] = {}
     for layer in layers:
         read, kept = _patched_readings(split, fold, folds, layer, ranks, seed)
         by_layer.append(read)
         explained |= dict(zip([(layer, rank) for rank in ranks], kept.tolist(), strict=True))
     cluster = pd.factorize(pd.Series(clusters))[0]
-    bootstrap = draws, seed, split.n_bins
-    stacked = np.stack(by_layer)
-    found = dimensions.table(stacked, split.answer, cluster, layers, ranks, *bootstrap)
+    found = dimensions.table(
+        np.stack(by_layer),
+        split.answer,
+        cluster,
+        layers,
+        ranks,
+        draws=draws,
+        seed=seed,
+        n_bins=split.n_bins,
+    )
     places = zip(found["layer"], found["rank"], strict=True)
     return found.assign(explained=[explained[place] for place in places])
 
 
-def _patched_readings(split, fold, folds: int, layer: int, ranks: list[int], seed: int) -> tuple:
+def _patched_readings(
+    split: directions.Split, fold: np.ndarray, folds: int, layer: int, ranks: list[int], seed: int
+) -> tuple:
     """Readings (3, n, ranks + 1, options) by whose change is put in, last those of layer L.
 
     Beside them the share of the squared norm of the questions' own changes at each rank.

@@ -48,13 +48,21 @@ def measure_calibration(
     run = results.Run.load(prompts)
     asked = run.prompts.drop_duplicates("question_id")
     groups, cluster = readings.groups(asked), pd.factorize(asked["cluster"])[0]
-    settings = (n_bins, min_count, draws, seed)
     weights = resampling.cluster_weights(cluster, draws, seed)
     tables, phases = [], {}
     for lens, path in (("logit", options), ("tuned", tuned)):
         orders = readings.from_options(run.by_prompt(path), cluster)
         for order, read in orders.items():
-            table = readings.group_table(read, groups, min_group, settings, threads)
+            table = readings.group_table(
+                read,
+                groups,
+                min_group,
+                n_bins=n_bins,
+                min_count=min_count,
+                draws=draws,
+                seed=seed,
+                threads=threads,
+            )
             tables.append(table.assign(lens=lens, order=order))
         order, read = next(iter(orders.items()))
         known = accuracy.above_chance(
@@ -65,8 +73,15 @@ def measure_calibration(
             draws,
             seed,
         )
-        pair = read.confidence, read.correct, weights, known
-        phases[lens] = detect(*pair, tolerance, n_bins[0], cluster)
+        phases[lens] = detect(
+            read.confidence,
+            read.correct,
+            weights,
+            known,
+            tolerance=tolerance,
+            n_bins=n_bins[0],
+            cluster=cluster,
+        )
     found = replace(phases["logit"], order=order, tuned=phases["tuned"])
     table = pd.concat(tables)
     table["primary"] = table["order"].eq(order) & table["n_bins"].isin([0, n_bins[0]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
@@ -31,11 +30,19 @@ def render_explorer(
     html: Output,
 ) -> None:
     """Write the page."""
-    shards = np.array_split(logits, len(pairs))
-    tables = zip(prompts, options, metrics, phase, directions, sweep, strict=True)
+    n_shards = len(logits) // len(pairs)
     shown = [
-        _pair(name, list(own), *paths)
-        for name, own, paths in zip(pairs, shards, tables, strict=True)
+        _pair(
+            name,
+            shards=logits[place * n_shards : (place + 1) * n_shards],
+            prompts=prompts[place],
+            options=options[place],
+            metrics=metrics[place],
+            phase=phase[place],
+            directions=directions[place],
+            sweep=sweep[place],
+        )
+        for place, name in enumerate(pairs)
     ]
     asked = {path.stem: explorer.ask(pd.read_parquet(path)) for path in texts}
     text = explorer.page(shown, asked, page.read_text(), script.read_text())
@@ -46,7 +53,17 @@ def render_explorer(
         log.warning("it is slow to open: study fewer models or question sets at once")
 
 
-def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep) -> dict:
+def _pair(
+    name: str,
+    *,
+    shards: list[Path],
+    prompts: Path,
+    options: Path,
+    metrics: Path,
+    phase: Path,
+    directions: Path,
+    sweep: Path,
+) -> dict:
     run = results.Run.load(prompts)
     run.check(directions, *shards)
     table = run.read(sweep)
@@ -54,8 +71,10 @@ def _pair(name: str, shards, prompts, options, metrics, phase, directions, sweep
     with safe_open(directions, "np") as fitted:
         fold = fitted.get_tensor("fold")
     by_mode = {mode: steered.shown(run, shards, mode, fold) for mode in table["mode"].unique()}
+    model, questions = name.split("/")
     return explorer.pair(
-        *name.split("/"),
+        model,
+        questions,
         run.prompts,
         run.read(options),
         run.read(metrics),

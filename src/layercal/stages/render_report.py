@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -68,7 +69,7 @@ class OwnKernel(AsyncKernelManager):
         return "auto" if zmq.has("curve") else "disabled"  # unencrypted, it warns
 
 
-def execute(notebook: Path, folder: Path, parameters: dict[str, str | dict]):
+def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> nbformat.NotebookNode:
     """Run a notebook in a folder by this interpreter, without what a user's IPython starts with.
 
     Parameters
@@ -94,7 +95,7 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, str | dict]):
         )
 
 
-def strip(notebook) -> None:
+def strip(notebook: nbformat.NotebookNode) -> None:
     """Drop what changes from run to run: times, random cell ids, what libraries warn of."""
     notebook.metadata.pop("papermill", None)
     for index, cell in enumerate(notebook.cells):

@@ -45,7 +45,7 @@ def steer_prompts(
     n_options = run.prompts["option_ids"].map(len).max()
     recorder = steered.Recorder(tally.cells(run.prompts, fitted.fold.numpy()), n_options, n_bins)
     label = f"{manifest.parent.name}: steering, shard {shard}"
-    for row in tqdm(inside.nonzero()[0], desc=label, unit="prompt", disable=None):
+    for row in tqdm(inside.nonzero()[0].tolist(), desc=label, unit="prompt", disable=None):
         prompt, held = run.prompts.iloc[row], stream.of_question(row)
         prefix = model.prefix(torch.tensor(prompt["input_ids"]))
         # from the residuals that the lens reads

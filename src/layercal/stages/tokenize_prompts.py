@@ -66,8 +66,8 @@ def tokenize_prompts(
         n_shots=[len(some) for some in before],
         n_tokens=[len(ids) for ids in input_ids],
         prompt=[control_tokens.unmarked(text) for text in texts],
-        input_ids=input_ids,
-        option_ids=option_ids,
+        input_ids=input_ids,  # type: ignore[arg-type] # lists are cells, too
+        option_ids=option_ids,  # type: ignore[arg-type] # the same
     )
     files.write_atomically(prompts, written.to_parquet(index=False))
     files.keep_shards(prompts.parent, "residuals", shards)

@@ -51,7 +51,7 @@ def vector_scaling(logits: np.ndarray, answer: np.ndarray) -> Recalibrated:
     known = np.where(there, logits, 0.0)
     right = np.eye(k)[answer]
 
-    def loss(parameters):
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         factor, shift = parameters.reshape(2, k)
         scaled = np.where(there, known * factor + shift, -np.inf)
         excess = (np.exp(log_softmax(scaled, -1)) - right) / len(answer)

@@ -89,7 +89,7 @@ def _ece_shares(by_rank: list[Readings], weights: np.ndarray, n_bins: int) -> tu
 def mean_shift(table: pd.DataFrame, layer: int) -> pd.Series:
     """The row of the shift that is the same for every question, in all its dimensions."""
     one = table[(table["layer"] == layer) & (table["source"] == MEAN)]
-    return one.loc[one["rank"].idxmax()]
+    return one.iloc[one["rank"].argmax()]
 
 
 def in_words(table: pd.DataFrame, layer: int, ranks: Sequence[int] = (1, 8)) -> str:

@@ -157,8 +157,8 @@ def gradient(split: Split, layers: Sequence[int]) -> Tensor:
             logits = split.model.option_logits(h, split.option_ids).cpu()
             confidence = logits.masked_fill(absent, -torch.inf).softmax(-1).amax(-1)
             correct = torch.as_tensor(split.correct[:, layer]).float()
-            ((confidence - correct) ** 2).mean().backward()
-        found.append(-vector.grad)
+            (slope,) = torch.autograd.grad(((confidence - correct) ** 2).mean(), vector)
+        found.append(-slope)
     return normalize(torch.stack(found), dim=-1)
 
 

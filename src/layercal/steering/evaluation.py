@@ -95,7 +95,7 @@ class Sweep(Scoring):
         Settings of the sweep; ``alphas`` holds 0.
     """
 
-    steered: dict[str, Steered]
+    steered: dict[str, Steered[np.ndarray]]
     controls: Tally
     fold: np.ndarray
     norms: np.ndarray
@@ -103,7 +103,7 @@ class Sweep(Scoring):
     layers: Sequence[int]
     alphas: Sequence[float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.none = list(self.alphas).index(0)
 
     @property
@@ -202,7 +202,7 @@ def dose_response(sweep: Sweep) -> pd.DataFrame:
         ``ALL_CONTROLS`` hold the mean of all controls and, as ``ci_low`` and ``ci_high``, the range
         of the middle 95 % of them.
     """
-    rows = []
+    rows: list[dict] = []
     for mode in sweep.modes:
         for direction in sweep.done(mode):
             rows += _curve(sweep, mode, direction.columns(), sweep.held_out(mode, direction))

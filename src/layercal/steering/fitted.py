@@ -101,7 +101,7 @@ class Fitted:
         Mean residual norms, as each fit saw them.
     layers : sequence of int
         At which directions may be added.
-    fold : Tensor of int, shape (n,), optional
+    fold : Tensor of int, shape (n,)
         Of each prompt.
     """
 
@@ -109,7 +109,7 @@ class Fitted:
     controls: Tensor
     norms: Tensor
     layers: Sequence[int]
-    fold: Tensor | None = None
+    fold: Tensor
 
     @classmethod
     def load(cls, run: results.Run, path: Path) -> Fitted:
@@ -134,7 +134,9 @@ class Fitted:
 
     def save(self, run: results.Run, path: Path) -> None:
         """Write the vectors, and as JSON what each of them is."""
-        tensors = {f"fits/{i}": fits for i, fits in enumerate(self.directions.values())}
+        tensors: dict[str, Tensor | None] = {
+            f"fits/{i}": fits for i, fits in enumerate(self.directions.values())
+        }
         tensors |= {"controls": self.controls, "norms": self.norms, "fold": self.fold}
         tensors["layers"] = tensor(self.layers)
         fields = json.dumps([asdict(one) for one in self.directions]).encode()
@@ -144,7 +146,7 @@ class Fitted:
 
     def variants(self) -> list[Variant]:
         """Everything that is done: each direction is added; the first one's controls; the rest."""
-        fits = [Variant(*one) for one in self.directions.items()]
+        fits = [Variant(direction, fits) for direction, fits in self.directions.items()]
         added = [one for one in fits if one.direction.intervention == "add"]
         controls = [replace(fits[0], direction=fits[0].direction.as_control(h)) for h in CONTROLS]
         return [*added, *controls, *fits[len(added) :]]

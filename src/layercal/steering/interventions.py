@@ -9,7 +9,8 @@ with the final norm live, and with its scale frozen at that of the unsteered str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -177,7 +178,7 @@ def sweep_prompt(
     alphas: Sequence[float],
     modes: Sequence[str],
     chunk: int = 512,
-) -> dict[str, Steered]:
+) -> dict[str, Steered[Tensor]]:
     """Sweep one prompt over variants, controls, layers and scales.
 
     The residuals of the prefix are what the sweep starts from and what scale 0 reads, so that they
@@ -209,22 +210,30 @@ def sweep_prompt(
         streams = model.streams(prefix.input_ids[0], layers)
     found: dict[str, list[tuple[Tensor, ...]]] = {mode: [] for mode in modes}
     for place, layer in enumerate(layers):
-        norms = fitted.norms[:, :, layer]
-        rest = (variants, fitted.controls[place], norms, scales[moved], own, place)
-        at_answer = torch.cat(list(changes(prefix.residuals[layer].float().cpu(), *rest)))
+        changed = partial(
+            changes,
+            steered=variants,
+            controls=fitted.controls[place],
+            norms=fitted.norms[:, :, layer],
+            alphas=scales[moved],
+            own=own,
+            place=place,
+        )
+        at_answer = torch.cat(list(changed(prefix.residuals[layer].float().cpu())))
         for mode in modes:
-            parts = [at_answer]
+            parts: Iterable[Tensor] = [at_answer]
             if mode == "all-positions":  # some at a time: each holds the stream of the whole prompt
-                everywhere = changes(streams[place].float().cpu(), *rest)
+                everywhere = changed(streams[place].float().cpu())
                 parts = (some.movedim(1, 0) for some in everywhere)
             ends = [final_residuals(model, prefix, layer, one, mode, chunk) for one in parts]
             unsteered = prefix.residuals[MODES[mode].read(layer, model.n_layers)].float().cpu()
             found[mode].append(_read(model, torch.cat(ends), unsteered, option_ids, moved))
-    grid = len(variants), len(fitted.norms)
-    return {mode: _named(by_layer, *grid) for mode, by_layer in found.items()}
+    return {
+        mode: _named(by_layer, len(variants), len(fitted.norms)) for mode, by_layer in found.items()
+    }
 
 
-def _named(by_layer: Sequence[tuple[Tensor, ...]], n_variants: int, n_fits: int) -> Steered:
+def _named(by_layer: Sequence[tuple[Tensor, ...]], n_variants: int, n_fits: int) -> Steered[Tensor]:
     """Readings by layer, in the order of :func:`changes`, as what they are."""
     live, frozen, growth = (torch.stack(one, 1) for one in zip(*by_layer, strict=True))
     n_fitted, grid = n_variants * n_fits, (n_variants, n_fits)
@@ -237,7 +246,9 @@ def _named(by_layer: Sequence[tuple[Tensor, ...]], n_variants: int, n_fits: int)
 
 
 @torch.inference_mode()
-def _read(model: LensModel, ends: Tensor, unsteered: Tensor, option_ids: Tensor, moved: Tensor):
+def _read(
+    model: LensModel, ends: Tensor, unsteered: Tensor, option_ids: Tensor, moved: Tensor
+) -> tuple[Tensor, ...]:
     """Live and frozen logits, and growth, at all settings of a layer; (directions, alphas, ...).
 
     ``ends`` (settings + 1, d): at the scales that move, last where nothing was changed. All

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import safe_open
@@ -53,8 +54,11 @@ MODES = {
 }
 
 
+Array = TypeVar("Array")  # NumPy's, or a Tensor
+
+
 @dataclass
-class Steered:
+class Steered(Generic[Array]):
     """Readings of prompts that are steered in one mode; of one prompt without the axis n.
 
     Attributes
@@ -70,12 +74,12 @@ class Steered:
         By what the primary direction grows the scale that the final norm divides by.
     """
 
-    fitted: np.ndarray | Tensor
-    frozen: np.ndarray | Tensor
-    controls: np.ndarray | Tensor
-    growth: np.ndarray | Tensor
+    fitted: Array
+    frozen: Array
+    controls: Array
+    growth: Array
 
-    def take(self, rows: np.ndarray) -> Steered:
+    def take(self, rows: np.ndarray) -> Steered[Array]:
         """Keep only some of the prompts."""
         return Steered(**{name: one[rows] for name, one in vars(self).items()})
 
@@ -105,7 +109,7 @@ class Recorder:
         padded = pad(logits, (0, self.n_options - logits.shape[-1]), value=-np.inf)
         self.kept.setdefault(name, []).append(padded)
 
-    def add(self, row: int, answer: int, read: dict[str, Steered]) -> None:
+    def add(self, row: int, answer: int, read: dict[str, Steered[Tensor]]) -> None:
         """Keep what was read of the prompt in a row; of the controls the first, and sums of all."""
         for mode, one in read.items():
             self._tally(row, answer, mode, one.controls)
@@ -161,7 +165,9 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict]:
     steered = {
         mode: Steered(**{name: gathered(_key(mode, name)) for name in names}) for mode in modes
     }
-    units = {mode: sum(shard[_key(mode, "sums")] for shard in shards) for mode in modes}
+    units = {
+        mode: reduce(torch.add, (shard[_key(mode, "sums")] for shard in shards)) for mode in modes
+    }
     sums = {mode: one.numpy() * tally.UNIT for mode, one in units.items()}
     return steered, sums
 

@@ -64,8 +64,8 @@ def score_rows(logits: np.ndarray, answer: np.ndarray, n_bins: int) -> np.ndarra
     correct = logits.argmax(-1) == answer
     found[..., 2] = correct
     confidence = softmax(logits.astype(float), -1).max(-1)
-    place = len(SUMMED) + calibration.bin_index(confidence, n_bins)
-    np.put_along_axis(found, place[..., None], (correct - confidence)[..., None], -1)
+    bins = len(SUMMED) + calibration.bin_index(confidence, n_bins)
+    np.put_along_axis(found, bins[..., None], (correct - confidence)[..., None], -1)
     return found
 
 
@@ -134,7 +134,7 @@ class Tally:
     alphas: Sequence[float]
     accuracy_margin: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         inside, first, self.count = np.unique(self.cell, return_index=True, return_counts=True)
         self.inside, self.fold_of = inside, np.asarray(self.fold)[first]
 
@@ -172,8 +172,8 @@ class Tally:
             ``nll``, ``brier``, ``accuracy`` and ``ece``.
         """
         source = source or self
-        alphas = np.tile(self.alphas, len(places))
-        found = 0
+        alphas = list(self.alphas) * len(places)
+        found = np.zeros(())
         for f in np.unique(self.fold_of):
             others = source.fold_of != f
             learnt = source._settings(mode, places, others)
@@ -185,7 +185,7 @@ class Tally:
         old, new = (_scores(one, self.count.sum()) for one in (before, found))
         return {name: new[name] - old[name] for name in new}
 
-    def _settings(self, mode: str, places: Sequence[int], of) -> np.ndarray:
+    def _settings(self, mode: str, places: Sequence[int], of: np.ndarray | slice) -> np.ndarray:
         """Sums over some cells; (R, settings, 3 + n_bins)."""
         picked = self.sums[mode][self.inside[of]].sum(0)[list(places)]
         return np.moveaxis(picked, 0, 1).reshape(picked.shape[1], -1, picked.shape[-1])

@@ -87,8 +87,14 @@ def above_chance(sweep: Sweep) -> bool:
     """Whether the unsteered final readings know more than their letters."""
     logits = sweep.unsteered(sweep.modes[0], len(sweep.layers) - 1)
     options = np.isfinite(logits).sum(-1)
-    asked = logits.argmax(-1), sweep.answer, options, sweep.cluster
-    return accuracy.above_chance(*asked, sweep.draws, sweep.seed).above
+    return accuracy.above_chance(
+        logits.argmax(-1),
+        sweep.answer,
+        n_options=options,
+        cluster=sweep.cluster,
+        draws=sweep.draws,
+        seed=sweep.seed,
+    ).above
 
 
 def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
@@ -347,7 +353,7 @@ def transfer(
                 logits = sweep.settings(sweep.by_fold(mode, direction), [place])
                 after = sweep.scored(logits, sweep.choose(logits, among=groups[source]))
                 for target, inside in groups.items():
-                    head = {"fitted_on": str(source), "source": source.name}
+                    head: dict = {"fitted_on": str(source), "source": source.name}
                     head |= {"scored_on": str(target), "target": target.name}
                     head |= {"mode": mode, "layer": layer}
                     changes = parts[target].changes(before[inside], after[inside])

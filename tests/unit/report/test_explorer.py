@@ -11,7 +11,7 @@ from layercal.metrics import calibration, readings
 from layercal.report import explorer
 
 LAYERS, N, ALPHAS = 3, 40, [0, 1]
-SETTINGS = ([10], [1], 20, 0)
+SETTINGS = {"n_bins": [10], "min_count": [1], "draws": 20, "seed": 0}
 TEMPLATE = "{{ data }}"
 
 
@@ -34,7 +34,7 @@ def study(rng):
         entropy=1.0,
     )
     read = readings.from_options(options)["as-is"]
-    metrics = readings.group_table(read, readings.groups(prompts), 30, SETTINGS)
+    metrics = readings.group_table(read, readings.groups(prompts), 30, **SETTINGS)
     steered = rng.normal(size=(1, 1, len(ALPHAS), N, 4))
     texts = prompts.assign(question="<script>?", choices=[list("wxyz")] * N)
     files = {

@@ -32,7 +32,9 @@ def tables(rng):
     prompts = pd.DataFrame({"subject": subjects, "category": "Other", "language": "en"})
     prompts.loc[prompts["subject"] == "physics", "category"] = "STEM"
     groups = readings.groups(prompts)
-    metrics = readings.group_table(read, groups, 20, ([10, 15], [1, 30], 100, 0))
+    metrics = readings.group_table(
+        read, groups, 20, n_bins=[10, 15], min_count=[1, 30], draws=100, seed=0
+    )
     metrics = metrics.assign(lens="logit", order="as-is", primary=metrics["n_bins"].isin([0, 10]))
     weights = resampling.resample_weights(60, 100, 0)
     known = accuracy.above_chance(read.logits[-1].argmax(-1), read.answer)
@@ -290,7 +292,8 @@ def test_groups_count_clusters_and_not_copies(rng):
     masks = {"copies": cluster == 0, "few": cluster > 40, "single": (cluster > 0) & (cluster <= 40)}
     groups = {readings.Group("subject", name): rows for name, rows in masks.items()}
     groups = {readings.Group(): np.ones(n, bool), **groups}
-    table = readings.group_table(read, groups, 10, ([10], [1], 100, 0))
+    settings = {"n_bins": [10], "min_count": [1], "draws": 100, "seed": 0}
+    table = readings.group_table(read, groups, 10, **settings)
     measured = table[table["value"].notna()]
     assert set(measured["group"]) == {"all", "subject:single"}
     assert set(measured["group_kind"]) == {"all", "subject"}
@@ -304,7 +307,9 @@ def test_groups_count_clusters_and_not_copies(rng):
         InputError, match=r"40 questions in 1 cluster\(s\) in all, fewer than the 2"
     ):
         one = {readings.Group(): np.ones(40, bool)}
-        readings.group_table(read.take(cluster == 0), one, 2, ([10], [1], 100, 0))
+        readings.group_table(
+            read.take(cluster == 0), one, 2, n_bins=[10], min_count=[1], draws=100, seed=0
+        )
 
 
 def test_languages_are_groups_of_their_own():

@@ -175,6 +175,7 @@ def made_up_sweep(read):
         controls=fits(read.width, folds=2, seed=4)[0].transpose(0, 1)[:, :, 0],
         norms=norms * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(2)),
         layers=[2, 5],
+        fold=torch.zeros(0, dtype=torch.int64),
     )
 
 

@@ -144,4 +144,4 @@ def plot_neurons(table: pd.DataFrame, axes: Axes | None = None) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel="change of ECE", ylabel="at its mean")
     axes.legend(**BESIDE)
-    return axes.figure
+    return style.whole(axes)

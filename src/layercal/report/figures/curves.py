@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +13,9 @@ from layercal.report.figures.registry import Drawing, figure
 from layercal.report.style import ACCURACY, BESIDE, CONFIDENCE, DECISION, ERROR, GREY, PALETTE, PEAK
 from layercal.results import Results, select
 from layercal.sources.questions import LETTERS
+
+if TYPE_CHECKING:
+    from matplotlib.typing import ColorType
 
 COLUMNS = ["group", "lens", "metric", "n_bins", "layer", "value", "ci_low", "ci_high"]
 COLUMNS += ["null_mean", "null_high", "n"]
@@ -100,7 +105,7 @@ def of(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows[rows["metric"] == metric].sort_values("layer")
 
 
-def band(axes: Axes, rows: pd.DataFrame, color, label: str, marker: str = "o") -> None:
+def band(axes: Axes, rows: pd.DataFrame, color: ColorType, label: str, marker: str = "o") -> None:
     """Draw a metric over the layers with its interval."""
     axes.plot(rows["layer"], rows["value"], color=color, label=label, marker=marker, markersize=3.5)
     axes.fill_between(rows["layer"], rows["ci_low"], rows["ci_high"], color=color, alpha=0.18, lw=0)
@@ -114,8 +119,8 @@ def counted(rows: pd.DataFrame) -> str:
 def floor(axes: Axes, rows: pd.DataFrame) -> None:
     """Shade what a perfectly calibrated model would show, for errors that have such a floor."""
     if rows["null_high"].notna().any():
-        ends = rows["layer"], 0, rows["null_high"]
-        axes.fill_between(*ends, color=GREY, alpha=0.35, lw=0, label=FLOOR)
+        layers, high = rows["layer"], rows["null_high"]
+        axes.fill_between(layers, 0, high, color=GREY, alpha=0.35, lw=0, label=FLOOR)
 
 
 def mark_phase(axes: Axes, phase: dict) -> None:
@@ -241,4 +246,4 @@ def plot_letters(
     axes.set_xlim(0, phase["final_layer"])
     axes.legend(title="option letter", loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.set_title(counted(rows))
-    return axes.figure
+    return style.whole(axes)

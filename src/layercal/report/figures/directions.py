@@ -86,7 +86,7 @@ def plot_cosines(rows: pd.DataFrame, axes: Axes | None = None) -> Figure:
     axes.axhline(0, color=INK, lw=0.7)
     axes.set(xlabel="block update into layer", ylabel="mean cosine with direction")
     axes.legend(title=None, **BESIDE)
-    return axes.figure
+    return style.whole(axes)
 
 
 def plot_dimensions(table: pd.DataFrame) -> Figure:

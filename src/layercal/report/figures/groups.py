@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layercal.metrics import readings
@@ -13,7 +17,7 @@ from layercal.report.figures.registry import Drawing, figure
 from layercal.report.style import ACCURACY, DECISION, ERROR, GREY, INK, PEAK
 from layercal.results import Results, select
 
-MAPS = {
+MAPS: dict[str, dict[str, Any]] = {
     "accuracy": {"cmap": "viridis", "vmin": 0, "vmax": 1, "label": "accuracy"},
     "ece": {"cmap": "rocket_r", "vmin": 0, "label": "ECE"},
     "signed_gap": {
@@ -99,7 +103,8 @@ def _group_curves(results: Results, kind: str) -> Drawing | str:
         return f"No {kind} holds enough questions to be measured."
     rows = select(results.metrics, ["accuracy", "chance", "ece"], groups)[COLUMNS]
     last = of(rows[rows["layer"] == results.phase["final_layer"]], "ece")
-    said = ", ".join(f"{row.group.partition(':')[2]} {row.value:.2f}" for row in last.itertuples())
+    named = zip(last["group"], last["value"], strict=True)
+    said = ", ".join(f"{group.partition(':')[2]} {value:.2f}" for group, value in named)
     alt = f"Accuracy and ECE over the layers, by {kind}. ECE at the last layer: {said}."
     return Drawing(plot_group_curves(rows), rows, alt)
 
@@ -130,7 +135,7 @@ def plot_group_curves(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _group_panel(axes, rows: pd.DataFrame, group: str) -> None:
+def _group_panel(axes: Sequence[Axes], rows: pd.DataFrame, group: str) -> None:
     (top, bottom), errors = axes, of(rows, "ece")
     band(top, of(rows, "accuracy"), ACCURACY, "accuracy")
     top.axhline(of(rows, "chance")["value"].iloc[-1], color=GREY, lw=1)
@@ -151,9 +156,10 @@ def plot_group_map(values: pd.DataFrame, phase: dict) -> Figure:
     phase : dict
         ``phase.json``.
     """
+    counts = values.groupby("group", sort=False)["n"].first()
     names = {
         group: f"{group.partition(':')[2].replace('_', ' ')}, n = {n}"
-        for group, n in values.groupby("group", sort=False)["n"].first().items()
+        for group, n in zip(counts.index, counts, strict=True)
     }
     metrics = list(values["metric"].unique())
     figure = style.new(10, 0.2 * len(names) + 1.7)

@@ -24,7 +24,7 @@ def reliability(results: Results) -> Drawing:
     errors = gap.groupby(key, sort=False).sum() / rows["n"].groupby(key, sort=False).sum()
     said = "; ".join(
         f"{' '.join(reading.split())}, {state}: {value:.2f}"
-        for (reading, state), value in errors.items()
+        for reading, state, value in errors.reset_index().itertuples(index=False)
     )
     alt = f"Reliability diagrams, accuracy over confidence by bin. ECE: {said}."
     return Drawing(plot_reliability(rows), rows, alt)

@@ -100,7 +100,7 @@ def plot_dose_response(rows: pd.DataFrame, names: Sequence[str], controls: str) 
             _dose_panel(axes, of_metric[of_metric["layer"] == layer], names, controls)
             # what harms at large scales would squeeze the rest
             first = of_metric[of_metric["direction"] == names[0]]
-            axes.set_ylim(0, first[["value", "ci_high"]].max(axis=None) * 1.1 or 1)
+            axes.set_ylim(0, first[["value", "ci_high"]].max().max() * 1.1 or 1)
             if column == 0:
                 axes.set_ylabel(label)
             if row == 0:
@@ -127,13 +127,13 @@ def _dose_panel(axes: Axes, rows: pd.DataFrame, names: Sequence[str], controls: 
             label=name,
         )
         if primary:
-            ends = of_name["alpha"], of_name["ci_low"], of_name["ci_high"]
-            axes.fill_between(*ends, color=colors[index], alpha=0.18, lw=0)
+            low, high = of_name["ci_low"], of_name["ci_high"]
+            axes.fill_between(of_name["alpha"], low, high, color=colors[index], alpha=0.18, lw=0)
 
 
 def _control_band(axes: Axes, rows: pd.DataFrame) -> None:
-    ends = rows["alpha"], rows["ci_low"], rows["ci_high"]
-    axes.fill_between(*ends, color=GREY, alpha=0.35, lw=0, label="95 % of the matched controls")
+    low, high, label = rows["ci_low"], rows["ci_high"], "95 % of the matched controls"
+    axes.fill_between(rows["alpha"], low, high, color=GREY, alpha=0.35, lw=0, label=label)
     axes.plot(rows["alpha"], rows["value"], color=GREY, lw=1.2, label="matched controls: mean")
     axes.axvline(0, color=INK, lw=0.7)
 

@@ -33,11 +33,12 @@ def plot_atlas(curves: pd.DataFrame, reported: pd.DataFrame) -> Figure:
             axes.plot(rows["depth"], rows["value"], label=name, **look, markersize=3.5)
             shade = {"color": look["color"], "alpha": 0.12, "lw": 0}
             axes.fill_between(rows["depth"], rows["ci_low"], rows["ci_high"], **shade)
-        for row in reported[reported["metric"] == metric].itertuples():
-            if pd.isna(row.value):
-                axes.axvspan(row.depth, row.depth_to, color=GREY, alpha=0.3, lw=0, label=row.text)
+        for row in reported[reported["metric"] == metric].to_dict("records"):
+            depth, value, text = row["depth"], row["value"], row["text"]
+            if pd.isna(value):
+                axes.axvspan(depth, row["depth_to"], color=GREY, alpha=0.3, lw=0, label=text)
             else:
-                axes.plot(row.depth, row.value, "*", ms=13, color=INK, mfc="white", label=row.text)
+                axes.plot(depth, value, "*", ms=13, color=INK, mfc="white", label=text)
     panels[0].set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1.01))
     panels[1].set(ylabel="ECE", ylim=(0, None), xlim=(0, 1.01))
     panels[1].set_xlabel("relative depth (layer / number of blocks)")
