@@ -1,16 +1,16 @@
-"""A seeded small form of benchmarks/coverage.py: rates that must not leave their level.
+"""A seeded small form of benchmarks/error_rates.py: rates that must not leave their level.
 
 Bounds are the rates that docs/metrics.md states, plus three Monte Carlo errors of so few seeds.
 """
 
-import coverage
+import error_rates
 import numpy as np
 import pytest
 
 
 def rates(part, name, n, repeats, monkeypatch):
-    monkeypatch.setattr(coverage, "DRAWS", 300)
-    function, *arguments = coverage.PARTS[part][name]
+    monkeypatch.setattr(error_rates, "DRAWS", 300)
+    function, *arguments = error_rates.PARTS[part][name]
     found = [function(seed, n, *arguments) for seed in range(repeats)]
     return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
 
@@ -19,7 +19,7 @@ def at_most(rate, repeats):
     return rate + 3 * np.sqrt(rate * (1 - rate) / repeats)
 
 
-@pytest.mark.parametrize("name", coverage.PARTS["floor"])
+@pytest.mark.parametrize("name", error_rates.PARTS["floor"])
 def test_calibrated_models_are_seldom_above_their_floor(name, monkeypatch):
     found = rates("floor", name, 281, 100, monkeypatch)
     assert found["above, as used"] <= at_most(0.07, 100)
@@ -46,7 +46,7 @@ def test_unequal_errors_are_told_apart(monkeypatch):
     assert rates("difference", "0.20, 0", 281, 20, monkeypatch)["p <= .05"] >= 0.7
 
 
-@pytest.mark.parametrize("name", coverage.PARTS["same"])
+@pytest.mark.parametrize("name", error_rates.PARTS["same"])
 def test_what_is_the_same_is_never_told_apart(name, monkeypatch):
     assert rates("same", name, 281, 10, monkeypatch)["p <= .05"] == 0
 
@@ -57,7 +57,7 @@ def test_mce_of_full_bins_covers(monkeypatch):
         assert found["covers"] >= 1 - at_most(0.07, 60)
 
 
-@pytest.mark.parametrize("name", coverage.PARTS["accuracy"])
+@pytest.mark.parametrize("name", error_rates.PARTS["accuracy"])
 def test_a_loss_at_the_margin_is_seldom_called_kept(name, monkeypatch):
     assert rates("accuracy", name, 281, 300, monkeypatch)["kept, score"] <= at_most(0.03, 300)
 

@@ -5,8 +5,8 @@ sees p with options swapped with probability s and answers with what then is its
 it is perfectly calibrated whatever s is; raised to a power and normalised, it is over- (or, below
 1, under-) confident by a known amount. Readings of one question share its p and its answer.
 
-    python benchmarks/coverage.py                 # all tables; hours on two cores
-    python benchmarks/coverage.py --part floor --repeats 200 --sizes 281
+    python benchmarks/error_rates.py                 # all tables; hours on two cores
+    python benchmarks/error_rates.py --part floor --repeats 200 --sizes 281
 """
 
 import argparse
