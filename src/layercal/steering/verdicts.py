@@ -108,7 +108,7 @@ def _read_places(sweep: Sweep, mode: str) -> list[int]:
 def _choices(sweep: Sweep, places: Sequence[int], chosen: Sequence[int]) -> dict:
     """Layers and scales chosen, one a fold, and whether one lies at the end of the grid."""
     alphas = [float(sweep.alphas[setting % len(sweep.alphas)]) for setting in chosen]
-    ends = {one for one in (min(sweep.alphas), max(sweep.alphas)) if one}
+    ends = {alpha for alpha in (min(sweep.alphas), max(sweep.alphas)) if alpha}
     return {
         "layers": [sweep.layers[places[setting // len(sweep.alphas)]] for setting in chosen],
         "alphas": alphas,
@@ -148,8 +148,8 @@ def _steered_row(
         "read_at": MODES[mode].read(sweep.layers[places[0]], len(sweep.norms) - 1),
         **_choices(sweep, places, chosen),
     }
-    found = head | sweep.changes(before, after)
-    found |= {"accuracy_claim_low": low, "accuracy_claim_high": high}
+    row = head | sweep.changes(before, after)
+    row |= {"accuracy_claim_low": low, "accuracy_claim_high": high}
     start = int(np.flatnonzero(np.tile(sweep.alphas, len(places)) == 0)[0])
     pairs = {
         "frozen": (before, sweep.scored(frozen, chosen)),
@@ -161,8 +161,8 @@ def _steered_row(
     pairs["instead_of_temperature"] = pairs["beyond_temperature"][0], after
     pairs["beyond_growth"] = grown, after
     for label, pair in pairs.items():
-        found |= sweep.compare(label, *pair)
-    return found | _shares(sweep, (before, after), pairs)
+        row |= sweep.compare(label, *pair)
+    return row | _shares(sweep, (before, after), pairs)
 
 
 def _shares(sweep: Sweep, steered: tuple, pairs: dict[str, tuple]) -> dict:
@@ -172,26 +172,26 @@ def _shares(sweep: Sweep, steered: tuple, pairs: dict[str, tuple]) -> dict:
         old, new = (paired.losses(side, sweep.answer)["nll"] for side in pair)
         return old - new
 
-    found = {}
+    shares = {}
     for name in SHARES:
         ends = paired.share(gain(pairs[name]), gain(steered), sweep.cluster)
         for label, value in zip(("", "_low", "_high"), ends, strict=True):
-            found[f"share_{name}{label}"] = float(value)
-    return found
+            shares[f"share_{name}{label}"] = float(value)
+    return shares
 
 
-def against_controls(found: dict, of_controls: dict[str, np.ndarray]) -> dict:
-    """Rank and range of the matched controls at the same place, under the same rule.
+def against_controls(changes: dict, of_controls: dict[str, np.ndarray]) -> dict:
+    """Rank and range of the matched controls at the same layer, under the same rule.
 
     Parameters
     ----------
-    found : dict
+    changes : dict
         Changes of a direction, as :meth:`layercal.metrics.scoring.Scoring.changes` gives them.
     of_controls : dict of array, shape (R,)
         From :meth:`layercal.steering.tally.Tally.changes`.
     """
     low, high = np.quantile(of_controls["nll"], [0.025, 0.975])
-    made = {
+    compared = {
         "controls": len(of_controls["nll"]),
         "controls_nll_change": float(np.mean(of_controls["nll"])),
         "controls_nll_change_low": float(low),
@@ -199,8 +199,8 @@ def against_controls(found: dict, of_controls: dict[str, np.ndarray]) -> dict:
         "controls_ece_change": float(np.mean(of_controls["ece"])),
     }
     for score in ("nll", "brier", "ece"):
-        made[f"controls_{score}_p"] = rank_p(found[f"{score}_change"], of_controls[score])
-    return made
+        compared[f"controls_{score}_p"] = rank_p(changes[f"{score}_change"], of_controls[score])
+    return compared
 
 
 def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
@@ -222,21 +222,21 @@ def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
         yield head | sweep.changes(before, after)
 
 
-def _outcome(found: dict, above_chance: bool) -> str:
+def _outcome(row: dict, above_chance: bool) -> str:
     """Name of the outcome: nothing is called lowered or raised beyond Holm's level of 0.05."""
     if not above_chance:
         return AT_CHANCE
-    if found["alphas"] and not any(found["alphas"]):
+    if row["alphas"] and not any(row["alphas"]):
         return "unchanged, no scale helps"
-    if found["nll_p_holm"] > LEVEL:
-        ends = found["nll_change_low"], found["nll_change_high"]
-        return "no change" if resampling.equivalent(*ends, found["nll_margin"]) else "undecided"
-    if found["nll_change"] > 0:
+    if row["nll_p_holm"] > LEVEL:
+        ends = row["nll_change_low"], row["nll_change_high"]
+        return "no change" if resampling.equivalent(*ends, row["nll_margin"]) else "undecided"
+    if row["nll_change"] > 0:
         return "raised"
-    if found["kind"] == BASELINE:
+    if row["kind"] == BASELINE:
         return "lowered"
     # controls that are all alike rank a direction by what may be chance in the questions
-    shown = found["controls_nll_p"] <= LEVEL and found["beyond_growth_nll_change_high"] < 0
+    shown = row["controls_nll_p"] <= LEVEL and row["beyond_growth_nll_change_high"] < 0
     return "lowered" if shown else "lowered, not shown beyond matched controls"
 
 
@@ -245,59 +245,58 @@ def p_in_words(value: float) -> str:
     return f"p = {value:.2g}" if value >= 0.001 else "p < 0.001"
 
 
-def change_in_words(found: dict, name: str, form: str = "+.3f") -> str:
+def change_in_words(row: dict, name: str, form: str = "+.3f") -> str:
     """A change with its 95 % interval."""
-    value, low, high = (found[f"{name}_change{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (row[f"{name}_change{end}"] for end in ("", "_low", "_high"))
     return f"{value:{form}} (95 % CI {low:{form}} to {high:{form}})"
 
 
-def _where(found: dict) -> str:
-    layer = f"layer {found['layer']}"
-    if found["layer_choice"] == CHOSEN:
-        names = ", ".join(map(str, sorted(set(found["layers"]))))
+def _where(row: dict) -> str:
+    layer = f"layer {row['layer']}"
+    if row["layer_choice"] == CHOSEN:
+        names = ", ".join(map(str, sorted(set(row["layers"]))))
         layer = f"the layer chosen with the scale ({names})"
-    return f"{found['direction']} at {layer}, {found['mode']} (read at layer {found['read_at']})"
+    return f"{row['direction']} at {layer}, {row['mode']} (read at layer {row['read_at']})"
 
 
-def _verdict(found: dict) -> str:
-    where = _where(found)
-    if found["outcome"] == AT_CHANCE:
+def _verdict(row: dict) -> str:
+    where = _where(row)
+    if row["outcome"] == AT_CHANCE:
         return f"{where}: the model's accuracy is not above chance; nothing is claimed."
     parts = [
-        f"{where}: NLL {found['outcome']}, {change_in_words(found, 'nll')}, "
-        f"{p_in_words(found['nll_p_holm'])} after Holm",
-        f"Brier {change_in_words(found, 'brier')}",
-        f"ECE {found['ece_before']:.3f} to {found['ece_after']:.3f}",
+        f"{where}: NLL {row['outcome']}, {change_in_words(row, 'nll')}, "
+        f"{p_in_words(row['nll_p_holm'])} after Holm",
+        f"Brier {change_in_words(row, 'brier')}",
+        f"ECE {row['ece_before']:.3f} to {row['ece_after']:.3f}",
     ]
-    if found["ece_before"] <= found["ece_null_high"]:
+    if row["ece_before"] <= row["ece_null_high"]:
         parts.append(
-            f"before, ECE was within its null floor ({found['ece_null_high']:.3f}): "
-            f"{headroom(found)}"
+            f"before, ECE was within its null floor ({row['ece_null_high']:.3f}): {headroom(row)}"
         )
-    if "controls" in found:
+    if "controls" in row:
         parts.append(
-            f"{found['controls']} matched controls change NLL by "
-            f"{found['controls_nll_change']:+.3f} on average, "
-            f"{found['controls_nll_change_low']:+.3f} to "
-            f"{found['controls_nll_change_high']:+.3f} in 95 %, "
-            f"rank {p_in_words(found['controls_nll_p'])}"
+            f"{row['controls']} matched controls change NLL by "
+            f"{row['controls_nll_change']:+.3f} on average, "
+            f"{row['controls_nll_change_low']:+.3f} to "
+            f"{row['controls_nll_change_high']:+.3f} in 95 %, "
+            f"rank {p_in_words(row['controls_nll_p'])}"
         )
-    parts += [text for name in SHARES if (text := _share_in_words(found, name))]
-    kept = "kept" if found["accuracy_kept"] else "not shown to stay"
+    parts += [text for name in SHARES if (text := _share_in_words(row, name))]
+    kept = "kept" if row["accuracy_kept"] else "not shown to stay"
     parts.append(
-        f"accuracy changes by {change_in_words(found, 'accuracy')}, {kept} within "
-        f"{found['accuracy_margin']}"
+        f"accuracy changes by {change_in_words(row, 'accuracy')}, {kept} within "
+        f"{row['accuracy_margin']}"
     )
-    if found["at_edge"]:
+    if row["at_edge"]:
         parts.append("a chosen scale lies at the edge of the grid, so that the best may lie beyond")
     return "; ".join(parts) + "."
 
 
-def headroom(found: dict) -> str:
+def headroom(row: dict) -> str:
     """What there was to gain: the interval of ECE before."""
     return (
-        f"there is between {found['ece_before_low']:.3f} and {found['ece_before_high']:.3f} of it "
-        f"to gain at n = {found['n']}"
+        f"there is between {row['ece_before_low']:.3f} and {row['ece_before_high']:.3f} of it "
+        f"to gain at n = {row['n']}"
     )
 
 
@@ -308,11 +307,11 @@ SHARES = {
 }
 
 
-def _share_in_words(found: dict, name: str) -> str | None:
-    value = found.get(f"share_{name}")
+def _share_in_words(row: dict, name: str) -> str | None:
+    value = row.get(f"share_{name}")
     if value is None:
         return None
-    low, high = found[f"share_{name}_low"], found[f"share_{name}_high"]
+    low, high = row[f"share_{name}_low"], row[f"share_{name}_high"]
     return f"{value:.0%} ({low:.0%} to {high:.0%}) of the gain is left {SHARES[name]}"
 
 
@@ -351,10 +350,10 @@ def transfer(
                     head = {"fitted_on": str(source), "source": source.name}
                     head |= {"scored_on": str(target), "target": target.name}
                     head |= {"mode": mode, "layer": layer}
-                    found = parts[target].changes(before[inside], after[inside])
+                    changes = parts[target].changes(before[inside], after[inside])
                     learnt = parts[source].controls
                     of_controls = parts[target].controls.changes(mode, [place], learnt)
-                    rows.append(head | found | against_controls(found, of_controls))
+                    rows.append(head | changes | against_controls(changes, of_controls))
     return rows
 
 
