@@ -222,10 +222,10 @@ def claims(phase: Phase, rows: Sequence[dict], by_rank: pd.DataFrame, family: Fa
         ``evidence`` in words, the number that it rests on, ``measure``, ``value`` in ``unit`` with
         ``ci_low`` and ``ci_high`` (95 %), ``n`` questions; of steering, the ``change`` too.
     """
-    claims = [_phase_claim(phase)]
+    listed = [_phase_claim(phase)]
     for row in settings(rows):
-        claims += _of_branch(row, family)
-    return [*claims, _dimension_claim(by_rank, phase.exists)]
+        listed += _of_branch(row, family)
+    return [*listed, _dimension_claim(by_rank, phase.exists)]
 
 
 def settings(rows: Sequence[dict]) -> list[dict]:
