@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -40,18 +41,13 @@ class Scoring:
     seed: int = 0
 
     @classmethod
-    def of_prompts(
-        cls, prompts: pd.DataFrame, *, accuracy_margin: float, n_bins: int, draws: int, seed: int
-    ) -> Scoring:
-        """Of the rows of ``prompts.parquet``."""
+    def of_prompts(cls, prompts: pd.DataFrame, **settings: Any) -> Self:
+        """Of the rows of ``prompts.parquet``; the rest by name."""
         return cls(
             answer=prompts["answer"].to_numpy(),
             cluster=pd.factorize(prompts["cluster"])[0],
             question=pd.factorize(prompts["question_id"])[0],
-            accuracy_margin=accuracy_margin,
-            n_bins=n_bins,
-            draws=draws,
-            seed=seed,
+            **settings,
         )
 
     @cached_property

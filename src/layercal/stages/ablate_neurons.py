@@ -12,6 +12,7 @@ from layercal import InputError, results
 from layercal.ablation import neurons, nullspace
 from layercal.ablation.table import NOTHING, Ablated, ablations
 from layercal.metrics.scoring import Scoring
+from layercal.model import LensModel
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output, log
 
@@ -38,13 +39,15 @@ def ablate_neurons(
     run = results.Run.load(prompts)
     shards, order = run.shards(residuals)
     model = load_fetched(manifest, dtype, device, quantize, threads)
-    settings = {"accuracy_margin": accuracy_margin, "n_bins": n_bins, "draws": draws, "seed": seed}
+    scoring = Scoring.of_prompts(
+        run.prompts, accuracy_margin=accuracy_margin, n_bins=n_bins, draws=draws, seed=seed
+    )
     try:
         last = neurons.find_neurons(model)
         active = torch.cat([shard["neurons"] for shard in shards if len(shard["rows"])])
         described = neurons.describe(model, last, nullspace.effective_unembedding(model), rules)
         rows = _effects(
-            Scoring.of_prompts(run.prompts, **settings),
+            scoring,
             model,
             last,
             _sets(described, n_neurons, random, seed),
@@ -76,7 +79,7 @@ def _sets(described: pd.DataFrame, count: int, random: int, seed: int) -> dict[A
 def _effects(
     scoring: Scoring,
     model: LensModel,
-    last: torch.Tensor,
+    last: neurons.Neurons,
     sets: dict[Ablated, list[int]],
     *,
     final: torch.Tensor,

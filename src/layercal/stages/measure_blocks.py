@@ -37,8 +37,9 @@ def measure_blocks(
             for place, block in enumerate(shards[0]["blocks"].tolist())
             for part, read in zip(PARTS, without[:, place].swapaxes(0, 1), strict=True)
         }
-        settings = {"accuracy_margin": accuracy_margin, "n_bins": n_bins}
-        scoring = Scoring.of_prompts(run.prompts, **settings, draws=draws, seed=seed)
+        scoring = Scoring.of_prompts(
+            run.prompts, accuracy_margin=accuracy_margin, n_bins=n_bins, draws=draws, seed=seed
+        )
         run.write(table, pd.DataFrame(ablations(scoring, whole, named)))
     else:
         run.write(table, NOTHING)
