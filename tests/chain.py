@@ -28,7 +28,7 @@ from layercal.stages.tokenize_prompts import tokenize_prompts
 TEMPLATES = ROOT / "src/layercal/report/templates"
 SHOWN = (
     *("prompts", "options", "metrics", "phase", "directions", "dimensions"),
-    *("nullspace", "neurons", "sweep", "summary"),
+    *("nullspace", "neurons", "blocks", "sweep", "summary"),
 )
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 # of fit_directions, which is fitted on nothing else then
