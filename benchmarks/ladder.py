@@ -58,12 +58,12 @@ def dealt_out(read, seed):
 
 def row(model, questions, found):
     """One row of the table."""
-    low, high = found["accuracy_final_low"], found["accuracy_final_high"]
+    low, high = found.accuracy_final_low, found.accuracy_final_high
     return (
-        f"| {model} | {questions} | {found['accuracy_final']:.3f} [{low:.3f}, {high:.3f}] | "
-        f"{found['chance']:.3f} (p = {found['chance_p']:.2g}) | {found['top_letter']:.0%} | "
-        f"{found['ece_peak']:.3f} to {found['ece_final']:.3f} (layers {found['peak_layer']}, "
-        f"{found['final_layer']}) | {found['outcome']} |"
+        f"| {model} | {questions} | {found.accuracy_final:.3f} [{low:.3f}, {high:.3f}] | "
+        f"{found.chance:.3f} (p = {found.chance_p:.2g}) | {found.top_letter:.0%} | "
+        f"{found.ece_peak:.3f} to {found.ece_final:.3f} (layers {found.peak_layer}, "
+        f"{found.final_layer}) | {found.outcome} |"
     )
 
 
