@@ -16,6 +16,8 @@ from layercal.stages.extract_residuals import extract_residuals
 from layercal.stages.fetch_questions import fetch_questions
 from layercal.stages.fit_directions import fit_directions
 from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.measure_recalibration import measure_recalibration
+from layercal.stages.measure_rivals import measure_rivals
 from layercal.stages.read_lens import read_lens
 from layercal.stages.render_atlas import render_atlas
 from layercal.stages.render_explorer import render_explorer
@@ -97,6 +99,22 @@ class Chain:
             "curves": self.path("curves.csv"),
         }
         measure_calibration(**{**given, **options})
+
+    def recalibration(self, **options):
+        given = {
+            "prompts": self.path("prompts.parquet"),
+            "options": self.path("options.parquet"),
+            "folds": 3,
+            "draws": 100,
+        }
+        left = self.tables("recalibration", "recalibrated_phase")
+        measure_recalibration(
+            recalibration=left["recalibration"],
+            phase=left["recalibrated_phase"],
+            **{**given, **options},
+        )
+        given |= {"residuals": self.residuals, "table": self.path("rivals.parquet")}
+        measure_rivals(**{**given, **options})
 
     def directions(self, **options):
         given = {
@@ -199,6 +217,8 @@ class Chain:
             pairs=["m/own"],
             metrics=[self.path("metrics.parquet")],
             phases=[self.path("phase.json")],
+            recalibrations=[self.path("recalibration.parquet")],
+            recalibrated_phases=[self.path("recalibrated-phase.json")],
             summaries=[self.path("summary.json")],
             html=self.path("atlas.html"),
             pdf=self.path("atlas.pdf"),
@@ -214,12 +234,13 @@ class Chain:
     def tables(self, *names):
         """Paths of the tables that figures and reports read, by name."""
         objects = {"phase": "phase.json", "summary": "summary.json", "rejected": "rejected.csv"}
+        objects["recalibrated_phase"] = "recalibrated-phase.json"
         found = {name: self.path(objects.get(name, f"{name}.parquet")) for name in names}
         return found | ({"manifest": self.manifest} if "manifest" in names else {})
 
     def study(self):
         """All tables, from the prompts on."""
-        for stage in ("metrics", "directions", "nullspace", "steer", "sweep"):
+        for stage in ("metrics", "recalibration", "directions", "nullspace", "steer", "sweep"):
             getattr(self, stage)()
 
 

@@ -41,6 +41,9 @@ rule draw_figures:
         options="<results>/lens/{model}/{questions}/options.parquet",
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",
+        recalibration="<results>/lens/{model}/{questions}/recalibration.parquet",
+        recalibrated_phase="<results>/lens/{model}/{questions}/recalibrated-phase.json",
+        rivals="<results>/lens/{model}/{questions}/rivals.parquet",
         directions="<results>/directions/{model}/{questions}/directions.parquet",
         dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
         nullspace="<results>/directions/{model}/{questions}/nullspace.parquet",
@@ -84,6 +87,9 @@ rule render_report:
         options="<results>/lens/{model}/{questions}/options.parquet",
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",
+        recalibration="<results>/lens/{model}/{questions}/recalibration.parquet",
+        recalibrated_phase="<results>/lens/{model}/{questions}/recalibrated-phase.json",
+        rivals="<results>/lens/{model}/{questions}/rivals.parquet",
         directions="<results>/directions/{model}/{questions}/directions.parquet",
         dimensions="<results>/directions/{model}/{questions}/dimensions.parquet",
         nullspace="<results>/directions/{model}/{questions}/nullspace.parquet",
@@ -117,6 +123,16 @@ rule render_atlas:
         ),
         phases=expand(
             "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrations=expand(
+            "<results>/lens/{model}/{questions}/recalibration.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrated_phases=expand(
+            "<results>/lens/{model}/{questions}/recalibrated-phase.json",
             model=OWN["models"],
             questions=OWN["questions"],
         ),
@@ -187,6 +203,16 @@ rule render_index:
         ),
         phases=expand(
             "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrations=expand(
+            "<results>/lens/{model}/{questions}/recalibration.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrated_phases=expand(
+            "<results>/lens/{model}/{questions}/recalibrated-phase.json",
             model=OWN["models"],
             questions=OWN["questions"],
         ),

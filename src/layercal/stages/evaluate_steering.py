@@ -12,7 +12,7 @@ from layercal.metrics import readings
 from layercal.metrics.phase import Phase
 from layercal.model.recording import PARTS
 from layercal.stages import Output, log
-from layercal.steering import claims, evaluation, steered, tally, verdicts
+from layercal.steering import abstaining, claims, evaluation, steered, tally, verdicts
 from layercal.steering.fitted import Fitted
 
 
@@ -73,6 +73,7 @@ def evaluate_steering(
         "transfer": verdicts.transfer(swept, of_kind, sources),
         "attribution": _without_parts(swept, without, reached.final_layer),
         "reliability": verdicts.reliability(swept, n_bins),
+        **abstaining.summarise(swept),
     }
     run.write(sweep, evaluation.dose_response(swept))
     run.write(summary, said)

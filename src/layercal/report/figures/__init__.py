@@ -1,10 +1,28 @@
 """Every figure: of a report those in the registry, of a study the atlas and the workflow."""
 
-from layercal.report.figures import ablation, curves, directions, groups, reliability, steering
+from layercal.report.figures import (
+    ablation,
+    abstaining,
+    curves,
+    directions,
+    groups,
+    recalibration,
+    reliability,
+    steering,
+)
 from layercal.report.figures.registry import REGISTRY, Drawing, draw
 
 __all__ = ["REGISTRY", "TABLES", "Drawing", "draw"]
-__all__ += ["ablation", "curves", "directions", "groups", "reliability", "steering"]
+__all__ += [
+    "ablation",
+    "abstaining",
+    "curves",
+    "directions",
+    "groups",
+    "recalibration",
+    "reliability",
+]
+__all__ += ["steering"]
 
 # the results that figures are drawn from
 TABLES = (
@@ -12,6 +30,9 @@ TABLES = (
     "options",
     "metrics",
     "phase",
+    "recalibration",
+    "recalibrated_phase",
+    "rivals",
     "directions",
     "dimensions",
     "nullspace",
