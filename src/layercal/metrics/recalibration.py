@@ -188,7 +188,7 @@ def table(read: Readings, scaled: dict[str, np.ndarray], fold, weights, n_bins: 
         ``none``, ``vocabulary_*`` reads confidence as the probability of the letter among all
         tokens; the rest are those of :mod:`layercal.metrics.selective`.
     """
-    rows = []
+    rows = list(steps(read, scaled[TEMPERATURE]))
     for layer in range(len(read.logits)):
         rows += [
             {"layer": layer, **row} for row in _of_layer(read, scaled, layer, fold, weights, n_bins)
@@ -199,7 +199,6 @@ def table(read: Readings, scaled: dict[str, np.ndarray], fold, weights, n_bins: 
 def _of_layer(read: Readings, scaled, layer: int, fold, weights, n_bins) -> Iterator[dict]:
     before = read.layer(layer)
     bootstrap = before.cluster, weights, n_bins
-    yield from _steps(read, scaled[TEMPERATURE], layer)
     value = temperature_interval(before.logits, before.answer, before.cluster)
     yield _row(TEMPERATURE, "temperature", *map(float, value))
     old = _scores(before.logits, before.answer)
@@ -215,7 +214,9 @@ def _of_layer(read: Readings, scaled, layer: int, fold, weights, n_bins) -> Iter
         new["brier"] = spread_brier(before, mapped)
         yield from _measured(name, new, *bootstrap)
         yield from _gains(name, old, new, before.cluster)
-    yield from _scale_share(read, scaled[TEMPERATURE], layer)
+    if layer < len(read.logits) - 1:
+        share = scale_share(read, scaled[TEMPERATURE], layer)
+        yield _row(TEMPERATURE, "scale_share", *share)
     yield from _described(before, *bootstrap)
 
 
@@ -266,28 +267,51 @@ def _gains(name: str, old: dict, new: dict, cluster) -> Iterator[dict]:
         yield _row(name, f"{metric}_gain", change.value, *change.interval())
 
 
-def _scale_share(read: Readings, tempered: np.ndarray, layer: int) -> Iterator[dict]:
-    if layer == len(read.logits) - 1:
-        return
+def scale_share(read: Readings, tempered: np.ndarray, layer: int) -> tuple[float, float, float]:
+    """Share of a layer's excess of NLL over the last that temperatures take away, its interval.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, k).
+    tempered : array, shape (layers, n, k)
+        From :func:`cross_tempered`.
+    layer : int
+
+    Returns
+    -------
+    value, low, high : float
+        As of :func:`layercal.metrics.paired.share`.
+    """
     old, new = (
         paired.losses(logits[[layer, -1]], read.answer)["nll"] for logits in (read.logits, tempered)
     )
     gain, excess = old - new, old[0] - old[1]
-    value, low, high = paired.share(gain[0] - gain[1], excess, read.cluster)
-    yield _row(TEMPERATURE, "scale_share", value, low, high)
+    return paired.share(gain[0] - gain[1], excess, read.cluster)
 
 
-def _steps(read: Readings, tempered: np.ndarray, layer: int) -> Iterator[dict]:
-    if layer == 0:
-        return
-    old, new = (
-        paired.losses(logits[[layer - 1, layer]], read.answer)["nll"]
-        for logits in (read.logits, tempered)
-    )
-    gain, level = old - new, 1 - LEVEL / (len(read.logits) - 1)
-    for metric, fall in ((KNOWLEDGE, new[0] - new[1]), (SCALE, gain[0] - gain[1])):
-        change = paired.mean_change(fall, read.cluster)
-        yield _row(TEMPERATURE, metric, change.value, *change.interval(level))
+def steps(read: Readings, tempered: np.ndarray) -> Iterator[dict]:
+    """By how much NLL falls from each layer to the next, by knowledge and by scale.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, k).
+    tempered : array, shape (layers, n, k)
+        From :func:`cross_tempered`.
+
+    Yields
+    ------
+    dict
+        Rows as of :func:`table`; intervals hold for all layers at once (Bonferroni).
+    """
+    old, new = (paired.losses(logits, read.answer)["nll"] for logits in (read.logits, tempered))
+    level = 1 - LEVEL / max(1, len(old) - 1)
+    for metric, nll in ((KNOWLEDGE, new), (SCALE, old - new)):
+        for layer, fall in enumerate(nll[:-1] - nll[1:], start=1):
+            change = paired.mean_change(fall, read.cluster)
+            ends = change.interval(level)
+            yield {"layer": layer, **_row(TEMPERATURE, metric, change.value, *ends)}
 
 
 def _described(before: Readings, cluster, weights, n_bins: int) -> Iterator[dict]:

@@ -192,8 +192,8 @@ def test_answers_that_are_permuted_are_known_by_no_layer():
         answer, fold = rng.integers(0, 4, 200), np.arange(200) % 5
         read = readings.Readings(layers, answer, {})
         tempered = recalibration.cross_tempered(layers, answer, fold)
-        rows = [list(recalibration._steps(read, tempered, layer)) for layer in range(1, 8)]
-        shown += any(knowledge["ci_low"] > 0 for knowledge, _ in rows)
+        rows = recalibration.steps(read, tempered)
+        shown += any(row["ci_low"] > 0 for row in rows if row["metric"] == recalibration.KNOWLEDGE)
     assert shown / 60 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
 
 
@@ -208,8 +208,7 @@ def test_of_a_calibrated_model_nothing_is_scale():
         covers += (low <= 1).all() and (high >= 1).all()
         tempered = recalibration.cross_tempered(layers, answer, np.arange(300) % 5)
         read = readings.Readings(layers, answer, {})
-        (row,) = recalibration._scale_share(read, tempered, 0)
-        undecided += not row["ci_low"] > 0
+        undecided += not recalibration.scale_share(read, tempered, 0)[1] > 0
     assert covers / 60 >= 0.85 and undecided / 60 >= 0.9
 
 
