@@ -73,6 +73,8 @@ def random_neurons(table: pd.DataFrame) -> str:
 
 def correction(results: Results) -> str:
     """What the correction is: how much of it is scale, and whether a phase is left."""
+    if results.phase["outcome"] == "at chance":
+        return "As asked here the model is at chance, so there is no correction to take apart."
     return " ".join((temperatures(results), steps(results), phase_left(results)))
 
 

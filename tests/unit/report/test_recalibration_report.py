@@ -68,6 +68,15 @@ def test_temperatures_are_those_of_the_table(results):
     np.testing.assert_allclose(line.get_ydata(), after)
 
 
+def test_where_no_temperature_fits_the_figure_says_so(results):
+    rows = results.recalibration.assign(ci_high=np.inf)
+    other = SimpleNamespace(**{**vars(results), "recalibration": rows})
+    top = figures.draw("temperatures", other).figure.axes[0]
+    labels = [text.get_text() for text in top.get_legend().get_texts()]
+    assert "no temperature fits:\nat the end of those tried" in labels
+    assert "Layer 1, the peak of ECE, has no temperature that fits" in words.correction(other)
+
+
 def test_in_words_the_correction_is_scale(results):
     assert results.phase["outcome"] == "exists" and results.phase["peak_layer"] == 1
     said = words.correction(results)
@@ -82,6 +91,7 @@ def test_in_words_the_correction_is_scale(results):
 
 def test_where_there_was_no_phase_none_is_taken_away(results):
     other = SimpleNamespace(**{**vars(results), "phase": {**results.phase, "outcome": "at chance"}})
+    assert "no correction to take apart" in words.correction(other)
     assert (
         words.phase_left(other) == "No phase was shown as it is (at chance), so none is taken away."
     )

@@ -153,7 +153,7 @@ def plot_temperatures(rows: pd.DataFrame, phase: dict) -> Figure:
     ends = rest["layer"], rest["value"].clip(*TEMPERATURES)
     top.plot(*ends, "x", color=GREY, ms=5, label="no temperature fits:\nat the end of those tried")
     top.axhline(1, color=INK, lw=0.8, ls="-.", label="1: calibrated in scale")
-    top.set(yscale="log", ylabel="temperature", ylim=(min(0.4, *known["value"] / 2), 150))
+    top.set(yscale="log", ylabel="temperature", ylim=(min([0.4, *known["value"] / 2]), 150))
     ticks = [tick for tick in (0.01, 0.1, 1, 3, 10, 30, 100) if tick >= top.get_ylim()[0]]
     top.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     top.minorticks_off()
