@@ -266,7 +266,7 @@ def rivals(results: Results) -> pd.DataFrame:
     shown = _judged(both, JUDGED)
     change = both[both["metric"].eq("confidence_brier_change")].set_index("reading")
     ends = change["ci_low"].map("{:+.3f}".format) + " to " + change["ci_high"].map("{:+.3f}".format)
-    shown.insert(4, "its change, 95 % CI", ends.reindex(shown.index))
+    shown.insert(4, "its change, 95 % CI", ends.drop("last layer").reindex(shown.index))
     return shown.reset_index().fillna({"its change, 95 % CI": DASH})
 
 
