@@ -244,3 +244,17 @@ def test_the_floor_is_what_a_calibrated_model_shows(rng):
     assert row["null_high"] == pytest.approx(np.quantile(drawn, 0.95), rel=0.12)
     assert row["value"] > row["null_high"] > 0
     assert np.isnan(found.loc[0, "none", "nll"]["null_high"])
+
+
+def test_the_isotonic_map_is_that_of_pooling_by_hand(rng):
+    """Neighbours that fall are pooled until none does (Ayer et al. 1955)."""
+    confidence = np.sort(rng.random(80))
+    correct = rng.random(80) < confidence
+    pools = []
+    for right in correct.astype(float):
+        pools.append([right, 1])
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (low, m), (high, n) = pools[-2:]
+            pools[-2:] = [[(low * m + high * n) / (m + n), m + n]]
+    pooled = np.concatenate([np.full(count, mean) for mean, count in pools])
+    np.testing.assert_allclose(recalibration.isotonic(confidence, correct)(confidence), pooled)
