@@ -17,7 +17,16 @@ import numpy as np
 from scipy.special import expit, logit, ndtri
 from tqdm import tqdm
 
-from layercal.metrics import accuracy, calibration, differences, phase, registry, resampling
+from layercal.metrics import (
+    accuracy,
+    calibration,
+    differences,
+    phase,
+    readings,
+    recalibration,
+    registry,
+    resampling,
+)
 
 SIZES = (281, 1500)
 DRAWS = 1000
@@ -104,6 +113,52 @@ def difference_once(seed, n, errors, swaps):
         "p <= .05": found.p <= 0.05,
         "p <= .001": found.p <= 0.001,
     }
+
+
+def temperature_once(seed, n, factor, copies):
+    """Whether the interval of a temperature covers it; each question in so many copies."""
+    rng = np.random.default_rng(seed)
+    p, answer = questions(rng, n // copies)
+    logits, answer = (np.repeat(each, copies, 0) for each in (factor * np.log(p), answer))
+    cluster = np.repeat(np.arange(n // copies), copies)
+    _, low, high = recalibration.temperature_interval(logits, answer, cluster)
+    return {"covers": low <= factor <= high, "width of the logarithm": np.log(high / low)}
+
+
+def logits_of(rng, p, power):
+    """Logits of a reading that sees a tenth of the questions with options swapped."""
+    return np.log(np.maximum(reading(rng, p, 0.1, power), 1e-12))
+
+
+def steps_once(seed, n, knows):
+    """Whether any of eight layers is said to add knowledge, and whether to better the scale.
+
+    All know the same, from sharp to calibrated; or nothing, the answers being permuted.
+    """
+    rng = np.random.default_rng(seed)
+    p, answer = questions(rng, n)
+    answer = answer if knows else rng.permutation(answer)
+    layers = np.stack([logits_of(rng, p, power) for power in np.linspace(4, 1, 8)])
+    tempered = recalibration.cross_tempered(layers, answer, np.arange(n) % 5)
+    table = recalibration.steps(readings.Readings(layers, answer, {}), tempered)
+    shown = {(row["layer"], row["metric"]) for row in table if row["ci_low"] > 0}
+    return {
+        name: any(metric == step for _, metric in shown)
+        for name, step in (
+            ("knowledge added", recalibration.KNOWLEDGE),
+            ("scale bettered", recalibration.SCALE),
+        )
+    }
+
+
+def share_once(seed, n, factor):
+    """Whether all of the excess of a layer that differs by a factor is called scale."""
+    rng = np.random.default_rng(seed)
+    p, answer = questions(rng, n)
+    layers = np.stack([logits_of(rng, p, factor), logits_of(rng, p, 1)])
+    tempered = recalibration.cross_tempered(layers, answer, np.arange(n) % 5)
+    _, low, high = recalibration.scale_share(readings.Readings(layers, answer, {}), tempered, 0)
+    return {"covers 1": low <= 1 <= high, "no ends": np.isinf(low), "above 0": low > 0}
 
 
 def same_once(seed, n, factor, power):
@@ -218,6 +273,20 @@ PARTS = {  # part -> what is simulated: (function of seed and n, further argumen
         "0.12, 0.06": (difference_once, (0.12, 0.06), (0.1, 0)),
         "0.20, 0.12": (difference_once, (0.2, 0.12), (0.1, 0)),
         "0.20, 0": (difference_once, (0.2, 0), (0.1, 0)),
+    },
+    "temperature": {
+        "1": (temperature_once, 1, 1),
+        "2.5": (temperature_once, 2.5, 1),
+        "2.5, copies of 4": (temperature_once, 2.5, 4),
+    },
+    "steps": {
+        "all know the same": (steps_once, True),
+        "answers permuted": (steps_once, False),
+    },
+    "share": {
+        "a factor of 1: no excess": (share_once, 1.0),
+        "a factor of 1.3": (share_once, 1.3),
+        "a factor of 3": (share_once, 3.0),
     },
     "same": {
         f"{name}, logits times {factor}": (same_once, factor, power)

@@ -19,6 +19,8 @@ from layercal.stages.fit_directions import fit_directions
 from layercal.stages.measure_blocks import measure_blocks
 from layercal.stages.measure_calibration import measure_calibration
 from layercal.stages.measure_null_space import measure_null_space
+from layercal.stages.measure_recalibration import measure_recalibration
+from layercal.stages.measure_rivals import measure_rivals
 from layercal.stages.read_lens import read_lens
 from layercal.stages.render_atlas import render_atlas
 from layercal.stages.render_explorer import render_explorer
@@ -28,6 +30,7 @@ from layercal.stages.tokenize_prompts import tokenize_prompts
 TEMPLATES = ROOT / "src/layercal/report/templates"
 SHOWN = (
     *("prompts", "options", "metrics", "phase", "directions", "dimensions"),
+    *("recalibration", "recalibrated_phase", "rivals"),
     *("nullspace", "neurons", "blocks", "sweep", "summary"),
 )
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
@@ -104,6 +107,22 @@ class Chain:
             "curves": self.path("curves.csv"),
         }
         measure_calibration(**{**given, **options})
+
+    def recalibration(self, **options):
+        given = {
+            "prompts": self.path("prompts.parquet"),
+            "options": self.path("options.parquet"),
+            "folds": 3,
+            "draws": 100,
+        }
+        left = self.tables("recalibration", "recalibrated_phase")
+        measure_recalibration(
+            recalibration=left["recalibration"],
+            phase=left["recalibrated_phase"],
+            **{**given, **options},
+        )
+        given |= {"residuals": self.residuals, "table": self.path("rivals.parquet")}
+        measure_rivals(**{**given, **options})
 
     def directions(self, **options):
         given = {
@@ -231,6 +250,8 @@ class Chain:
             pairs=["m/own"],
             metrics=[self.path("metrics.parquet")],
             phases=[self.path("phase.json")],
+            recalibrations=[self.path("recalibration.parquet")],
+            recalibrated_phases=[self.path("recalibrated-phase.json")],
             summaries=[self.path("summary.json")],
             html=self.path("atlas.html"),
             pdf=self.path("atlas.pdf"),
@@ -251,12 +272,13 @@ class Chain:
     def tables(self, *names):
         """Paths of the tables that figures and reports read, by name."""
         objects = {"phase": "phase.json", "summary": "summary.json", "rejected": "rejected.csv"}
+        objects["recalibrated_phase"] = "recalibrated-phase.json"
         found = {name: self.path(objects.get(name, f"{name}.parquet")) for name in names}
         return found | ({"manifest": self.manifest} if "manifest" in names else {})
 
     def study(self):
         """All tables, from the prompts on."""
-        for stage in ("metrics", "nullspace", "neurons", "ablate", "blocks"):
+        for stage in ("metrics", "recalibration", "nullspace", "neurons", "ablate", "blocks"):
             getattr(self, stage)()
         for stage in ("directions", "steer", "sweep"):
             getattr(self, stage)()

@@ -314,7 +314,7 @@ class Results:
     Attributes
     ----------
     residuals : Residuals
-    claims, verdicts, transfer, reliability : DataFrame
+    claims, verdicts, transfer, reliability, selective, risk_coverage : DataFrame
         Of ``summary``.
     """
 
@@ -332,6 +332,7 @@ class Results:
     phase = _File("results/{study}/lens/{model}/{questions}/phase.json")
     recalibration = _File("results/{study}/lens/{model}/{questions}/recalibration.parquet")
     recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
+    rivals = _File("results/{study}/lens/{model}/{questions}/rivals.parquet")
     directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
     vectors = _File("results/{study}/directions/{model}/{questions}/directions.safetensors")
     dimensions = _File("results/{study}/directions/{model}/{questions}/dimensions.parquet")
@@ -342,7 +343,7 @@ class Results:
     summary = _File("results/{study}/steering/{model}/{questions}/summary.json")
 
     claims, verdicts, transfer = _Rows(), _Rows(), _Rows()
-    reliability = _Rows()
+    reliability, selective, risk_coverage = _Rows(), _Rows(), _Rows()
 
     def __init__(
         self,

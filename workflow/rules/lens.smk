@@ -1,6 +1,7 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json;
+#          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json,
+#          rivals.parquet;
 #          metrics/{study}/{model}/{questions}.json and plots/{study}/{model}/{questions}.csv, the
 #          headline numbers and layer curves that Git keeps
 
@@ -11,7 +12,7 @@ rule lens:
             "<results>/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
-            file=["options.parquet", "phase.json", "recalibration.parquet"],
+            file=["options.parquet", "phase.json", "recalibration.parquet", "rivals.parquet"],
         ),
         deleted("lens"),
 
@@ -94,3 +95,29 @@ rule measure_recalibration:
         "Recalibrating {wildcards.model} on {wildcards.questions}"
     shell:
         stage("measure_recalibration")
+
+
+rule measure_rivals:
+    input:
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=code_of("measure_rivals"),
+    output:
+        table="<results>/lens/{model}/{questions}/rivals.parquet",
+    log:
+        "<logs>/lens/{model}/{questions}/rivals.log",
+    benchmark:
+        "<benchmarks>/lens/{model}/{questions}/rivals.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(3000),
+        runtime=growing(60),
+    params:
+        **settings("measure_rivals", config),
+    message:
+        "Measuring rivals of steering for {wildcards.model} on {wildcards.questions}"
+    shell:
+        stage("measure_rivals")

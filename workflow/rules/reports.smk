@@ -16,6 +16,9 @@ TABLES = [
     "<results>/lens/{model}/{questions}/options.parquet",
     "<results>/lens/{model}/{questions}/metrics.parquet",
     "<results>/lens/{model}/{questions}/phase.json",
+    "<results>/lens/{model}/{questions}/recalibration.parquet",
+    "<results>/lens/{model}/{questions}/recalibrated-phase.json",
+    "<results>/lens/{model}/{questions}/rivals.parquet",
     "<results>/directions/{model}/{questions}/directions.parquet",
     "<results>/directions/{model}/{questions}/dimensions.parquet",
     "<results>/ablation/{model}/{questions}/nullspace.parquet",
@@ -116,6 +119,16 @@ rule render_atlas:
             model=OWN["models"],
             questions=OWN["questions"],
         ),
+        recalibrations=expand(
+            "<results>/lens/{model}/{questions}/recalibration.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrated_phases=expand(
+            "<results>/lens/{model}/{questions}/recalibrated-phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
         summaries=expand(
             "<results>/steering/{model}/{questions}/summary.json",
             model=OWN["models"],
@@ -183,6 +196,16 @@ rule render_index:
         ),
         phases=expand(
             "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrations=expand(
+            "<results>/lens/{model}/{questions}/recalibration.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        recalibrated_phases=expand(
+            "<results>/lens/{model}/{questions}/recalibrated-phase.json",
             model=OWN["models"],
             questions=OWN["questions"],
         ),

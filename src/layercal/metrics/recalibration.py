@@ -21,9 +21,13 @@ from layercal.metrics.readings import Readings
 
 # temperatures that are tried; beyond them confidence is that of guessing, or 1
 TEMPERATURES = 1e-2, 1e2
+LEVEL = 0.05  # of the intervals of all layers' steps together
+TINY = 1e-12  # probability of every option, so that those not chosen share what is left
 STEPS = 60  # of a safeguarded Newton search; some ten are taken
 NONE, TEMPERATURE, VECTOR = "none", "temperature", "vector scaling"
 PLATT, ISOTONIC = "Platt scaling", "isotonic regression"
+# what each layer adds to the one below, once both are at their temperature, and by its scale
+KNOWLEDGE, SCALE = "knowledge_step", "scale_step"
 
 
 def inverse_temperature(logits: np.ndarray, answer: np.ndarray) -> np.ndarray:
@@ -140,6 +144,26 @@ def cross_mapped(
     return mapped
 
 
+def spread_brier(read: Readings, confidence: np.ndarray) -> np.ndarray:
+    """Brier score over options once the chosen one has another probability; (n,).
+
+    The rest is spread over the others in proportion to what they had.
+
+    Parameters
+    ----------
+    read : Readings
+        Of one layer.
+    confidence : array, shape (n,)
+    """
+    there = np.isfinite(read.logits)
+    others = np.where(there, np.exp(read.log_probability), 0.0) + there * TINY
+    rows, chosen = np.arange(len(confidence)), read.logits.argmax(-1)
+    others[rows, chosen] = 0
+    spread = others / others.sum(-1, keepdims=True) * (1 - confidence)[:, None]
+    spread[rows, chosen] = confidence
+    return ((spread - np.eye(spread.shape[-1])[read.answer]) ** 2).sum(-1)
+
+
 def table(
     read: Readings,
     scaled: dict[str, np.ndarray],
@@ -163,15 +187,18 @@ def table(
     Returns
     -------
     DataFrame
-        ``layer``, ``recalibration``, ``metric``, ``value``, ``ci_low``, ``ci_high``. Metrics:
-        ``temperature``; ``nll`` and ``brier`` over options, of those that give logits;
+        ``layer``, ``recalibration``, ``metric``, ``value``, ``ci_low``, ``ci_high``, ``null_high``
+        (of ECE, the 95th percentile of a calibrated model's). Metrics:
+        ``temperature``; ``nll``, of those that give logits; ``brier`` over options;
         ``confidence_brier``, (confidence - correctness)^2; ``ece``; and as ``*_gain`` by how much
         each mean score falls, paired. ``scale_share`` is the part of a layer's excess of NLL over
-        the last layer that temperatures take away. Under recalibration ``none``, ``vocabulary_*``
-        reads confidence as the probability of the letter among all tokens; the rest are those of
-        :mod:`layercal.metrics.selective`.
+        the last layer that temperatures take away. ``knowledge_step`` is by how much NLL falls from
+        the layer below, both at their temperatures, ``scale_step`` by how much what a temperature
+        gains falls; their intervals hold for all layers at once (Bonferroni). Under recalibration
+        ``none``, ``vocabulary_*`` reads confidence as the probability of the letter among all
+        tokens; the rest are those of :mod:`layercal.metrics.selective`.
     """
-    rows = []
+    rows = list(steps(read, scaled[TEMPERATURE]))
     for layer in range(len(read.logits)):
         rows += [
             {"layer": layer, **row} for row in _of_layer(read, scaled, layer, fold, weights, n_bins)
@@ -201,14 +228,22 @@ def _of_layer(
         mapped = cross_mapped(fit, before.confidence, before.correct, fold)
         new = {"confidence": mapped, "correct": before.correct}
         new["confidence_brier"] = (mapped - before.correct) ** 2
+        new["brier"] = spread_brier(before, mapped)
         yield from _measured(name, new, *bootstrap)
         yield from _gains(name, old, new, before.cluster)
-    yield from _scale_share(read, scaled[TEMPERATURE], layer)
+    if layer < len(read.logits) - 1:
+        share = scale_share(read, scaled[TEMPERATURE], layer)
+        yield _row(TEMPERATURE, "scale_share", *share)
     yield from _described(before, *bootstrap)
 
 
 def _row(
-    recalibration: str, metric: str, value: float, low: float = np.nan, high: float = np.nan
+    recalibration: str,
+    metric: str,
+    value: float,
+    low: float = np.nan,
+    high: float = np.nan,
+    null_high: float = np.nan,
 ) -> dict:
     return {
         "recalibration": recalibration,
@@ -216,6 +251,7 @@ def _row(
         "value": float(value),
         "ci_low": float(low),
         "ci_high": float(high),
+        "null_high": float(null_high),
     }
 
 
@@ -235,8 +271,18 @@ def _measured(
         yield _row(name, metric, change.value, *change.interval())
     pair = scores["confidence"], scores["correct"].astype(float)
     if not np.isnan(pair[0]).any():
-        sample = registry.ece_sample(*pair, weights, n_bins)
-        yield _row(name, "ece", sample.estimate, *resampling.error_interval(sample))
+        yield _error(name, "ece", *pair, cluster, weights, n_bins)
+
+
+def _error(name: str, metric: str, confidence, correct, cluster, weights, n_bins: int) -> dict:
+    """ECE with its interval and its null floor."""
+    sample = registry.ece_sample(confidence, correct, weights, n_bins)
+    drawn = None
+    if not resampling.clustered(cluster):
+        uniform = np.random.default_rng(0).random(weights.shape, np.float32)
+        drawn = [(uniform < confidence).astype(np.float32)]
+    floor = np.quantile(sample.null(drawn), 0.95)
+    return _row(name, metric, sample.estimate, *resampling.error_interval(sample), floor)
 
 
 def _gains(name: str, old: dict, new: dict, cluster: np.ndarray) -> Iterator[dict]:
@@ -245,29 +291,61 @@ def _gains(name: str, old: dict, new: dict, cluster: np.ndarray) -> Iterator[dic
         yield _row(name, f"{metric}_gain", change.value, *change.interval())
 
 
-def _scale_share(read: Readings, tempered: np.ndarray, layer: int) -> Iterator[dict]:
-    if layer == len(read.logits) - 1:
-        return
+def scale_share(read: Readings, tempered: np.ndarray, layer: int) -> tuple[float, float, float]:
+    """Share of a layer's excess of NLL over the last that temperatures take away, its interval.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, k).
+    tempered : array, shape (layers, n, k)
+        From :func:`cross_tempered`.
+    layer : int
+
+    Returns
+    -------
+    value, low, high : float
+        As of :func:`layercal.metrics.paired.share`.
+    """
     old, new = (
         paired.losses(logits[[layer, -1]], read.answer)["nll"] for logits in (read.logits, tempered)
     )
     gain, excess = old - new, old[0] - old[1]
-    value, low, high = paired.share(gain[0] - gain[1], excess, read.cluster)
-    yield _row(TEMPERATURE, "scale_share", value, low, high)
+    return paired.share(gain[0] - gain[1], excess, read.cluster)
+
+
+def steps(read: Readings, tempered: np.ndarray) -> Iterator[dict]:
+    """By how much NLL falls from each layer to the next, by knowledge and by scale.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, k).
+    tempered : array, shape (layers, n, k)
+        From :func:`cross_tempered`.
+
+    Yields
+    ------
+    dict
+        Rows as of :func:`table`; intervals hold for all layers at once (Bonferroni).
+    """
+    old, new = (paired.losses(logits, read.answer)["nll"] for logits in (read.logits, tempered))
+    level = 1 - LEVEL / max(1, len(old) - 1)
+    for metric, nll in ((KNOWLEDGE, new), (SCALE, old - new)):
+        for layer, fall in enumerate(nll[:-1] - nll[1:], start=1):
+            change = paired.mean_change(fall, read.cluster)
+            ends = change.interval(level)
+            yield {"layer": layer, **_row(TEMPERATURE, metric, change.value, *ends)}
 
 
 def _described(
     before: Readings, cluster: np.ndarray, weights: np.ndarray, n_bins: int
 ) -> Iterator[dict]:
     pair = before.confidence, before.correct.astype(float)
-    for metric, value in selective.helm(*pair).items():
+    for metric, value in (selective.helm(*pair) | selective.described(*pair)).items():
         yield _row(NONE, metric, value)
-    yield _row(NONE, "aurc", selective.aurc(*pair))
-    yield _row(NONE, "excess_aurc", selective.excess_aurc(*pair))
-    for share in (0.8, 0.5):
-        yield _row(NONE, f"accuracy_at_{share:.0%}", selective.accuracy_at(*pair, share))
     said = before.confidence * before.extra["option_mass"]
-    sample = registry.ece_sample(said, pair[1], weights, n_bins)
-    yield _row(NONE, "vocabulary_ece", sample.estimate, *resampling.error_interval(sample))
-    gap = paired.mean_change(said - before.correct, cluster)
-    yield _row(NONE, "vocabulary_signed_gap", gap.value, *gap.interval())
+    yield _error(NONE, "vocabulary_ece", said, pair[1], cluster, weights, n_bins)
+    for metric, value in (("signed_gap", pair[0]), ("vocabulary_signed_gap", said)):
+        gap = paired.mean_change(value - pair[1], cluster)
+        yield _row(NONE, metric, gap.value, *gap.interval())

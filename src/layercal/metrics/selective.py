@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from layercal.metrics import calibration
 
+KEPT = 0.8, 0.5  # coverages at which accuracy is given
 HELM_TOP = 0.1  # coverage of HELM's selective_acc@10
 EDGE = 1e-12  # confidences are kept this far from 0 and 1 before their logit is taken
 
@@ -54,6 +55,20 @@ def accuracy_at(confidence: np.ndarray, correct: np.ndarray, coverage: float) ->
     """Accuracy of the most confident answers that make up a share of all, at least one."""
     risk = risk_coverage(confidence, correct)[1]
     return float(1 - risk[max(1, round(coverage * len(risk))) - 1])
+
+
+def described(confidence: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """AURC, its excess over the best order, and accuracy at 80 and 50 % coverage.
+
+    Parameters
+    ----------
+    confidence, correct : array, shape (n,)
+    """
+    return {
+        "aurc": aurc(confidence, correct),
+        "excess_aurc": excess_aurc(confidence, correct),
+        **{f"accuracy_at_{share:.0%}": accuracy_at(confidence, correct, share) for share in KEPT},
+    }
 
 
 def helm(confidence: np.ndarray, correct: np.ndarray) -> dict[str, float]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from layercal.report import pages
+from layercal.metrics.recalibration import TEMPERATURE
+from layercal.report import pages, words
 from layercal.report.figures import study
 from layercal.report.figures.registry import Drawing
 from layercal.results import Results, select
@@ -129,6 +131,7 @@ def _row(report: str, results: Results) -> dict[str, Cell]:
         "ECE, last layer": _number(last["value"], last["ci_low"], last["ci_high"]),
         "null floor, last layer": _number(last["null_high"]),
         "correction": _number(phase["correction"], phase["ci_low"], phase["ci_high"]),
+        **_recalibrated(results),
     }
     for claim in results.summary["claims"]:
         if claim["key"] == "lowers-nll":
@@ -136,6 +139,17 @@ def _row(report: str, results: Results) -> dict[str, Cell]:
                 claim["value"], claim["ci_low"], claim["ci_high"], sign="+"
             )
     return cells
+
+
+def _recalibrated(results: Results) -> dict[str, Cell]:
+    """What one temperature a layer leaves."""
+    peak, left = results.phase["peak_layer"], results.recalibrated_phase["outcome"]
+    cells = {}
+    for heading, metric in (("T at peak", "temperature"), ("scale share", "scale_share")):
+        rows = words.recalibrated(results, TEMPERATURE, metric).reindex([peak])
+        if np.isfinite(rows[["ci_low", "ci_high"]]).all(axis=None):
+            cells[heading] = _number(*rows[["value", "ci_low", "ci_high"]].iloc[0])
+    return {**cells, "phase at a temperature a layer": Cell(left, left)}
 
 
 def _reported_row() -> dict[str, Cell]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from layercal.report import pages
+from layercal.report import pages, words
+from layercal.results import Results
 
 
-def page(phases: dict[str, dict]) -> str:
+def page(results: dict[str, Results]) -> str:
     """Render the page; names and texts are escaped.
 
     Parameters
     ----------
-    phases : dict of dict
-        Model/questions -> ``phase.json``.
+    results : dict of Results
+        By model/questions.
     """
-    reports = [(*pair.split("/"), phase) for pair, phase in phases.items()]
+    reports = [
+        (*pair.split("/"), each.phase, words.correction(each)) for pair, each in results.items()
+    ]
     return pages.render("index.html", title="Calibration over layers", reports=reports)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
+from layercal.metrics.recalibration import ISOTONIC, NONE, TEMPERATURE, VECTOR
+from layercal.report import words
 from layercal.results import Results, select
 
 DASH = "–"
+# what confidence can be a probability among
+DEFINED = {"": "among the options", "vocabulary_": "among all tokens"}
 MEASURED = {
     "accuracy": "accuracy",
     "confidence": "mean confidence",
@@ -151,3 +156,137 @@ def neurons(table: pd.DataFrame) -> pd.DataFrame:
             "variance of cosines": variance,
         }
     )
+
+
+def _bounded(rows: pd.DataFrame, form: str = "{:.3f}") -> pd.Series:
+    """Value with its interval, a dash where no end is known."""
+    value, low, high = (rows[name].map(form.format) for name in ("value", "ci_low", "ci_high"))
+    known = np.isfinite(rows["ci_low"]) & np.isfinite(rows["ci_high"])
+    return (value + " [" + low + ", " + high + "]").where(known, DASH)
+
+
+def temperatures(results: Results) -> pd.DataFrame:
+    """What recalibration does to each layer from four below the decision layer on."""
+
+    def of(recalibration: str, metric: str) -> pd.DataFrame:
+        rows = words.recalibrated(results, recalibration, metric)
+        return rows.loc[max(0, results.phase["decision_layer"] - 4) :]
+
+    columns = {
+        "T [95 % CI]": _bounded(of(TEMPERATURE, "temperature"), "{:.2f}"),
+        "NLL": of(NONE, "nll")["value"],
+        "at T": of(TEMPERATURE, "nll")["value"],
+        "vector": of(VECTOR, "nll")["value"],
+        "ECE": of(NONE, "ece")["value"],
+        "at T [95 % CI]": _bounded(of(TEMPERATURE, "ece")),
+        "floor": of(TEMPERATURE, "ece")["null_high"],
+        "isotonic": of(ISOTONIC, "ece")["value"],
+        "scale share [95 % CI]": _bounded(of(TEMPERATURE, "scale_share"), "{:.0%}"),
+    }
+    shown = pd.DataFrame(columns).rename_axis("layer").reset_index()
+    return shown.fillna({"scale share [95 % CI]": DASH})
+
+
+def phases(results: Results) -> pd.DataFrame:
+    """What the rule of the phase says as it is, and once each layer has its temperature."""
+    named = {"as it is": results.phase, "a temperature a layer": results.recalibrated_phase}
+    return pd.DataFrame(
+        {
+            "reading": name,
+            "outcome": phase["outcome"],
+            "peak": phase["peak_layer"],
+            "ECE there": phase["ece_peak"],
+            "at the last": phase["ece_final"],
+            "fall [95 % CI]": _ends(phase["correction"], phase["ci_low"], phase["ci_high"]),
+            "trend [95 % CI]": _ends(phase["trend"], phase["trend_low"], phase["trend_high"]),
+            "trend p": phase["trend_p"],
+            "order p": phase["order_p"],
+        }
+        for name, phase in named.items()
+    )
+
+
+def _ends(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def normalisations(results: Results) -> pd.DataFrame:
+    """ECE and signed gap by definition of confidence at decision layer, peak and last layer."""
+    phase = results.phase
+    layers = sorted({phase["decision_layer"], phase["peak_layer"], phase["final_layer"]})
+    return pd.DataFrame(
+        {
+            "layer": layers,
+            **{
+                f"{label}, {name}": _bounded(words.recalibrated(results, NONE, prefix + metric))
+                .loc[layers]
+                .to_list()
+                for metric, label in (("ece", "ECE"), ("signed_gap", "gap"))
+                for prefix, name in DEFINED.items()
+            },
+        }
+    )
+
+
+# metric -> heading, in the order in which readings are judged
+JUDGED = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "confidence_brier": "Brier of confidence",
+    "ece": "ECE",
+    "auroc": "AUROC",
+    "aurc": "AURC",
+    "excess_aurc": "excess AURC",
+    "accuracy_at_80%": "accuracy at 80 %",
+    "accuracy_at_50%": "at 50 %",
+}
+HELM = ("ece_10_bin", "ece_1_bin", "platt_ece_10_bin", "platt_ece_1_bin")
+HELM += ("selective_cov_acc_area", "selective_acc@10")
+
+
+def selective(results: Results) -> pd.DataFrame:
+    """Selective prediction before and after steering."""
+    names = ["accuracy", "accuracy_at_80%", "accuracy_at_50%", "aurc", "excess_aurc", "auroc"]
+    return _judged(_steered(results), {name: JUDGED[name] for name in names}).reset_index()
+
+
+def helm(results: Results) -> pd.DataFrame:
+    """The same readings in HELM's metrics, under its names."""
+    return _judged(_steered(results), {name: name for name in HELM}).reset_index()
+
+
+def rivals(results: Results) -> pd.DataFrame:
+    """What a user could do instead, beside what steering leaves at the last layer."""
+    rows, steered = results.rivals, _steered(results)
+    last = steered[steered["steered"] & steered["mode"].ne("lens")]
+    chosen = last["layer_choice"].eq("chosen")
+    whole = rows[rows["layer"] < 0].assign(reading=rows["rival"])
+    both = pd.concat([whole, last[chosen] if chosen.any() else last])
+    shown = _judged(both, JUDGED)
+    change = both[both["metric"].eq("confidence_brier_change")].set_index("reading")
+    ends = change["ci_low"].map("{:+.3f}".format) + " to " + change["ci_high"].map("{:+.3f}".format)
+    shown.insert(4, "its change, 95 % CI", ends.drop("last layer").reindex(shown.index))
+    return shown.reset_index().fillna({"its change, 95 % CI": DASH})
+
+
+def _steered(results: Results) -> pd.DataFrame:
+    """Readings before and after steering, named."""
+    rows = results.selective
+    where = rows["layer"].map("layer {:.0f}".format, na_action="ignore").fillna("layer chosen")
+    state = rows["steered"].map({True: "steered", False: "as it is"})
+    return rows.assign(reading=rows["mode"] + ", " + where + ": " + state)
+
+
+def _judged(rows: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """Metrics of readings, a row each."""
+    known = rows[rows["metric"].isin(columns)].astype({"value": float})
+    wide = known.pivot_table("value", "reading", "metric", sort=False, dropna=False)
+    return wide.reindex(columns=list(columns)).rename(columns=columns)
+
+
+def protocol(results: Results) -> pd.DataFrame:
+    """The protocol card: what a calibration error rests on, as the files say."""
+    errors = select(results.metrics, "ece")
+    last = errors[errors["layer"].eq(results.phase["final_layer"])].iloc[0]
+    return pd.DataFrame(words.protocol(results, last), columns=["what", "value"])

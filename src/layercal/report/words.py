@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 
+from layercal.metrics.recalibration import KNOWLEDGE, SCALE, TEMPERATURE
 from layercal.results import Results
 
 # settings and packages of which the stages' records say how tables were made
@@ -67,3 +69,114 @@ def random_neurons(table: pd.DataFrame) -> str:
         f"{len(random)} random sets of as many neurons change ECE by "
         f"{change.min():+.4f} to {change.max():+.4f} (norm live)."
     )
+
+
+def correction(results: Results) -> str:
+    """What the correction is: how much of it is scale, and whether a phase is left."""
+    if results.phase["outcome"] == "at chance":
+        return "As asked here the model is at chance, so there is no correction to take apart."
+    return " ".join((temperatures(results), steps(results), phase_left(results)))
+
+
+def temperatures(results: Results) -> str:
+    """Temperatures at peak and end, and which share of the peak's excess of NLL is scale."""
+    phase = results.phase
+    peak, final = phase["peak_layer"], phase["final_layer"]
+    said = f"Layer {peak}, the peak of ECE, {_temperature(results, peak)}"
+    if peak == final:
+        return f"{said}; it is the last."
+    share = recalibrated(results, TEMPERATURE, "scale_share").loc[peak]
+    if not np.isfinite(share["ci_low"]):
+        shared = f"whether its NLL lies above that of layer {final} is open, and so what is scale"
+    else:
+        ends = f"95 % CI {share['ci_low']:.0%} to {share['ci_high']:.0%}"
+        shared = (
+            f"of what its NLL lies above that of layer {final}, {share['value']:.0%} ({ends}) "
+            "is scale, which temperatures take away"
+        )
+    return f"{said}, the last {_temperature(results, final)}; {shared}."
+
+
+def steps(results: Results) -> str:
+    """Which layers add knowledge, which from the peak on only change the scale."""
+    sure = {
+        name: recalibrated(results, TEMPERATURE, metric).query("ci_low > 0").index
+        for name, metric in (("knowledge", KNOWLEDGE), ("scale", SCALE))
+    }
+    late = [layer for layer in sure["scale"] if layer > results.phase["peak_layer"]]
+    known, scaled = (", ".join(map(str, one)) or "none" for one in (sure["knowledge"], late))
+    return (
+        f"Layers shown to add knowledge (lower NLL, both at their temperatures): {known}; "
+        f"above the peak, layers shown to better the scale: {scaled}."
+    )
+
+
+def phase_left(results: Results) -> str:
+    """Whether the rule of the phase finds one once each layer has its temperature."""
+    before, left = results.phase, results.recalibrated_phase
+    fall = f"a fall of {left['correction']:.3f} ({left['ci_low']:.3f} to {left['ci_high']:.3f})"
+    if before["outcome"] != "exists":
+        return f"No phase was shown as it is ({before['outcome']}), so none is taken away."
+    outcome = {"exists": "a phase is left", "no phase": "no phase is left, ECE rises"}
+    said = outcome.get(left["outcome"], f"no phase is shown any more ({left['outcome']})")
+    return (
+        f"With a temperature for each layer, fitted on other questions, {said}: ECE goes from "
+        f"{left['ece_peak']:.3f} at layer {left['peak_layer']} to {left['ece_final']:.3f}, {fall}, "
+        f"where it fell by {before['correction']:.3f} as it is."
+    )
+
+
+def recalibrated(results: Results, recalibration: str, metric: str) -> pd.DataFrame:
+    """Rows of ``recalibration.parquet`` of one metric, indexed by layer."""
+    rows = results.recalibration
+    kept = rows["recalibration"].eq(recalibration) & rows["metric"].eq(metric)
+    return rows[kept].set_index("layer").sort_index()
+
+
+def _temperature(results: Results, layer: int) -> str:
+    row = recalibrated(results, TEMPERATURE, "temperature").loc[layer]
+    if not np.isfinite(row["ci_high"]):
+        return "has no temperature that fits"
+    return f"fits at T = {row['value']:.2f} (95 % CI {row['ci_low']:.2f} to {row['ci_high']:.2f})"
+
+
+def protocol(results: Results, last: pd.Series) -> list[tuple[str, str]]:
+    """What a calibration error rests on, from what the files say.
+
+    Parameters
+    ----------
+    results : Results
+    last : Series
+        Row of ``metrics.parquet``: ECE at the last layer.
+    """
+    prompts, bins = results.prompts, int(last["n_bins"])
+    counts = sorted({len(ids) for ids in prompts["option_ids"]})
+    tokens = sorted({tuple(map(int, ids)) for ids in prompts["option_ids"]})
+    mass = results.options.groupby("layer")["option_mass"].mean().iloc[-1]
+    return [
+        ("bins", f"{bins}, of equal width"),
+        ("edges, the upper one inside", _listed(f"{e:g}" for e in np.linspace(0, 1, bins + 1))),
+        ("confidence", "largest option probability"),
+        ("normalisation", f"softmax over the question's own options ({_listed(counts)})"),
+        ("mass of the options among all tokens, last layer", f"{mass:.3f}"),
+        ("n", f"{last['n']} questions, {len(prompts)} prompts"),
+        ("ECE at the last layer", f"{last['value']:.3f}"),
+        ("its null floor, 95th percentile", f"{last['null_high']:.3f}"),
+        ("letter tokens (ids)", "; ".join(map(_listed, tokens))),
+        ("option order", f"{results.phase['order']}, {prompts['permutation'].nunique()} read"),
+        ("shots", _listed(sorted(prompts["n_shots"].unique()))),
+        ("prompts (sha256)", results.run.fingerprint),
+        ("model (sha256)", _listed(sorted(prompts["model_sha256"].unique()))),
+        ("dtype", _recorded_dtype(results)),
+    ]
+
+
+def _listed(values) -> str:
+    return ", ".join(map(str, values))
+
+
+def _recorded_dtype(results: Results) -> str:
+    folder = results.path("prompts").parent
+    records = [json.loads(path.read_text()) for path in folder.glob("residuals-*.provenance.json")]
+    said = {record["dtype"] for record in records if "dtype" in record}
+    return _listed(sorted(said)) or "not recorded in this working copy"

@@ -8,7 +8,7 @@ from layercal import files, results
 from layercal.metrics import readings
 from layercal.metrics.phase import Phase
 from layercal.stages import Output, log
-from layercal.steering import claims, evaluation, steered, tally, verdicts
+from layercal.steering import abstaining, claims, evaluation, steered, tally, verdicts
 from layercal.steering.fitted import Fitted
 
 
@@ -68,6 +68,7 @@ def evaluate_steering(
         "verdicts": rows,
         "transfer": verdicts.transfer(swept, of_kind, sources),
         "reliability": verdicts.reliability(swept, n_bins),
+        **abstaining.summarise(swept),
     }
     run.write(sweep, evaluation.dose_response(swept))
     run.write(summary, said)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from layercal import results
 from layercal.metrics import accuracy, readings, resampling
@@ -35,9 +36,10 @@ def measure_recalibration(
     cluster = pd.factorize(asked["cluster"])[0]
     read = next(iter(readings.from_options(run.by_prompt(options), cluster).values()))
     fold = np.array(questions.folds(asked["cluster"].tolist(), folds, seed))
-    scaled = _scaled(read, fold)
     weights = resampling.cluster_weights(cluster, draws, seed)
-    run.write(recalibration, table(read, scaled, fold, weights, n_bins))
+    with threadpool_limits(1):  # many small fits, which threads only slow down
+        scaled = _scaled(read, fold)
+        run.write(recalibration, table(read, scaled, fold, weights, n_bins))
     letters = read.logits[-1].argmax(-1), read.answer, read.n_options[-1], cluster
     known = accuracy.above_chance(*letters, draws, seed)
     confidence = softmax(scaled[TEMPERATURE], -1).max(-1)

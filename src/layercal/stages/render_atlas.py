@@ -15,16 +15,24 @@ def render_atlas(
     pairs: list[str],
     metrics: list[Path],
     phases: list[Path],
+    recalibrations: list[Path],
+    recalibrated_phases: list[Path],
     summaries: list[Path],
     html: Output,
     pdf: Output,
     csv: Output,
 ) -> None:
     """Write the page and its figure."""
-    paths = zip(pairs, metrics, phases, summaries, strict=True)
+    lists = {
+        "metrics": metrics,
+        "phase": phases,
+        "recalibration": recalibrations,
+        "recalibrated_phase": recalibrated_phases,
+        "summary": summaries,
+    }
+    files_of = zip(pairs, *lists.values(), strict=True)
     reports = {
-        pair: Results.of(metrics=metrics, phase=phase, summary=summary)
-        for pair, metrics, phase, summary in paths
+        pair: Results.of(**dict(zip(lists, paths, strict=True))) for pair, *paths in files_of
     }
     for report in reports.values():
         report.check()

@@ -14,9 +14,12 @@ def render_index(
     *,
     pairs: list[str],
     phases: list[Path],
+    recalibrations: list[Path],
+    recalibrated_phases: list[Path],
     html: Output,
 ) -> None:
     """Write the page."""
-    paths = zip(pairs, phases, strict=True)
-    reached = {pair: Results.of(phase=phase).phase for pair, phase in paths}
-    files.write_atomically(html, index.page(reached))
+    names = "phase", "recalibration", "recalibrated_phase"
+    paths = zip(phases, recalibrations, recalibrated_phases, strict=True)
+    reports = [Results.of(**dict(zip(names, each, strict=True))) for each in paths]
+    files.write_atomically(html, index.page(dict(zip(pairs, reports, strict=True))))

@@ -97,8 +97,8 @@ def above_chance(sweep: Sweep) -> bool:
     ).above
 
 
-def _places(sweep: Sweep, mode: str) -> Iterator[list[int]]:
-    """Layers to choose among: each alone; all where they are read at the same layer."""
+def layer_choices(sweep: Sweep, mode: str) -> Iterator[list[int]]:
+    """Places of layers to choose among: each alone, and all where they are read at one layer."""
     yield from ([place] for place in range(len(sweep.layers)))
     if mode != "lens" and len(sweep.layers) > 1:
         yield list(range(len(sweep.layers)))
@@ -124,7 +124,7 @@ def _choices(sweep: Sweep, places: Sequence[int], chosen: Sequence[int]) -> dict
 
 def _steered_rows(sweep: Sweep, mode: str, accuracy_level: float) -> Iterator[dict]:
     """Each variant at each layer, beside the controls there."""
-    for places in _places(sweep, mode):
+    for places in layer_choices(sweep, mode):
         of_controls = sweep.controls.changes(mode, places)
         logits = sweep.settings(sweep.grown(mode), places)
         grown = sweep.scored(logits, sweep.choose(logits))
@@ -211,7 +211,7 @@ def against_controls(changes: dict, of_controls: dict[str, np.ndarray]) -> dict:
 
 def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
     """Baselines at each layer that is read; that of equal growth has the choice of layer, too."""
-    *_, everywhere = _places(sweep, mode)
+    *_, everywhere = layer_choices(sweep, mode)
     for place in _read_places(sweep, mode):
         layer = MODES[mode].read(sweep.layers[place], len(sweep.norms) - 1)
         head = {"kind": BASELINE, "mode": mode, "layer": layer, "layer_choice": FIXED}
@@ -381,7 +381,7 @@ def reliability(sweep: Sweep, n_bins: int) -> list[dict]:
     """
     rows = []
     for mode in sweep.modes:
-        *_, places = [[0]] if mode == "lens" else _places(sweep, mode)
+        *_, places = [[0]] if mode == "lens" else layer_choices(sweep, mode)
         logits = sweep.settings(sweep.by_fold(mode, sweep.directions[0]), places)
         after = sweep.scored(logits, sweep.choose(logits))
         for steered, read in ((False, sweep.unsteered(mode, places[0])), (True, after)):

@@ -152,3 +152,109 @@ def test_maps_of_confidence_are_fitted_on_other_folds(rng):
         assert found.loc[0, name, "ece"]["value"] < found.loc[0, "none", "ece"]["value"] / 2
         # the last layer is calibrated: what is fitted costs a little
         assert found.loc[1, name, "confidence_brier_gain"]["value"] < 0.002
+
+
+def recalibrated(layers, answer, cluster=None, draws=50):
+    """Table of readings of some layers."""
+    n = len(answer)
+    read = readings.Readings(layers, answer, {"option_mass": np.ones(layers.shape[:2])}, cluster)
+    fold = np.arange(n) % 5
+    scaled = {"temperature": recalibration.cross_tempered(layers, answer, fold)}
+    weights = resampling.resample_weights(n, draws, 0)
+    made = recalibration.table(read, scaled, fold, weights, 10)
+    return scaled["temperature"], made.set_index(["layer", "recalibration", "metric"])
+
+
+def test_steps_add_up_to_what_nll_falls_by(rng):
+    logits, answer = logits_of(rng, 600)
+    layers = np.stack([3 * np.where(logits > 1, logits, 0), 2 * logits, logits])
+    tempered, found = recalibrated(layers, answer)
+    for layer in (1, 2):
+        knowledge, scale = (
+            found.loc[layer, "temperature", name] for name in ("knowledge_step", "scale_step")
+        )
+        fall = nll(layers[layer - 1], answer) - nll(layers[layer], answer)
+        assert knowledge["value"] + scale["value"] == pytest.approx(fall)
+        known = nll(tempered[layer - 1], answer) - nll(tempered[layer], answer)
+        assert knowledge["value"] == pytest.approx(known)
+    # the first layer was blind to half of it, the second only too sure
+    assert found.loc[1, "temperature", "knowledge_step"]["ci_low"] > 0
+    assert found.loc[2, "temperature", "scale_step"]["ci_low"] > 0
+    assert found.loc[2, "temperature", "knowledge_step"]["value"] == pytest.approx(0, abs=0.01)
+    assert (0, "temperature", "knowledge_step") not in found.index
+
+
+def test_answers_that_are_permuted_are_known_by_no_layer():
+    """Sharper and sharper layers, answers at random: over 60 sets, steps of all eight at once."""
+    rng, shown = np.random.default_rng(3), 0
+    for _ in range(60):
+        layers = rng.normal(size=(8, 200, 4)) * np.linspace(0.5, 6, 8)[:, None, None]
+        answer, fold = rng.integers(0, 4, 200), np.arange(200) % 5
+        read = readings.Readings(layers, answer, {})
+        tempered = recalibration.cross_tempered(layers, answer, fold)
+        rows = recalibration.steps(read, tempered)
+        shown += any(row["ci_low"] > 0 for row in rows if row["metric"] == recalibration.KNOWLEDGE)
+    assert shown / 60 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+
+
+def test_of_a_calibrated_model_nothing_is_scale():
+    """Layers that are all calibrated: temperatures cover 1, and what is scale is left open."""
+    rng, covers, undecided = np.random.default_rng(5), 0, 0
+    for _ in range(60):
+        logits, answer = logits_of(rng, 300)
+        noisy = logits + 0.1 * rng.normal(size=logits.shape)
+        layers = np.stack([noisy, logits])
+        _, low, high = recalibration.temperature_interval(layers, answer, np.arange(300))
+        covers += (low <= 1).all() and (high >= 1).all()
+        tempered = recalibration.cross_tempered(layers, answer, np.arange(300) % 5)
+        read = readings.Readings(layers, answer, {})
+        undecided += not recalibration.scale_share(read, tempered, 0)[1] > 0
+    assert covers / 60 >= 0.85 and undecided / 60 >= 0.9
+
+
+def test_brier_with_another_confidence_against_a_loop(rng):
+    logits = rng.normal(size=(30, 4))
+    logits[::5, 3] = -np.inf
+    answer, confidence = rng.integers(0, 3, 30), rng.random(30)
+    found = recalibration.spread_brier(readings.Readings(logits, answer, {}), confidence)
+    for row, right, said, value in zip(logits, answer, confidence, found, strict=True):
+        p = np.exp(row) / np.exp(row).sum()
+        top = p.argmax()
+        moved = [said if k == top else (1 - said) * p[k] / (1 - p[top]) for k in range(4)]
+        expected = sum((moved[k] - (k == right)) ** 2 for k in range(4))
+        assert value == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_floor_is_what_a_calibrated_model_shows(rng):
+    logits, answer = logits_of(rng, 400, 2.5)
+    _, found = recalibrated(logits[None], answer, draws=400)
+    row = found.loc[0, "none", "ece"]
+    confidence = softmax(logits, -1).max(-1)
+    drawn = [
+        np.abs(
+            np.bincount(
+                np.minimum((confidence * 10).astype(int), 9),
+                (rng.random(400) < confidence) - confidence,
+                10,
+            )
+        ).sum()
+        / 400
+        for _ in range(2000)
+    ]
+    assert row["null_high"] == pytest.approx(np.quantile(drawn, 0.95), rel=0.12)
+    assert row["value"] > row["null_high"] > 0
+    assert np.isnan(found.loc[0, "none", "nll"]["null_high"])
+
+
+def test_the_isotonic_map_is_that_of_pooling_by_hand(rng):
+    """Neighbours that fall are pooled until none does (Ayer et al. 1955)."""
+    confidence = np.sort(rng.random(80))
+    correct = rng.random(80) < confidence
+    pools = []
+    for right in correct.astype(float):
+        pools.append([right, 1])
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (low, m), (high, n) = pools[-2:]
+            pools[-2:] = [[(low * m + high * n) / (m + n), m + n]]
+    pooled = np.concatenate([np.full(count, mean) for mean, count in pools])
+    np.testing.assert_allclose(recalibration.isotonic(confidence, correct)(confidence), pooled)

@@ -42,7 +42,18 @@ def results():
     same = {"group": "all", "lens": "logit", "order": "as-is", "ci_low": 0.0, "ci_high": 0.5}
     metrics = pd.DataFrame(rows).assign(**same, null_mean=0.1, null_high=0.2)
     metrics["primary"] = metrics["n_bins"] != 15
-    return SimpleNamespace(metrics=metrics, phase=PHASE, summary={"claims": [{**CLAIM, "n": 40}]})
+    steps = [
+        {"layer": layer, "metric": metric, "value": 3.0 - layer, "ci_low": 0.5, "ci_high": 4.0}
+        for layer in range(3)
+        for metric in ("temperature", "scale_share", "knowledge_step", "scale_step")
+    ]
+    return SimpleNamespace(
+        metrics=metrics,
+        phase=PHASE,
+        recalibration=pd.DataFrame(steps).assign(recalibration="temperature"),
+        recalibrated_phase={**PHASE, "outcome": "no phase"},
+        summary={"claims": [{**CLAIM, "n": 40}]},
+    )
 
 
 def cells(page):
@@ -59,6 +70,8 @@ def test_the_atlas_names_the_outcome_and_the_top_letter(results):
     page = atlas.page(reports, drawing, {"PDF": "atlas.pdf"})
     row = cells(page)
     assert row["correction phase"] == "undecided" and row["share of the top letter"] == "0.625"
+    assert row["T at peak"] == "2.000 [0.500, 4.000]" == row["scale share"]
+    assert row["phase at a temperature a layer"] == "no phase"
     assert row["ECE, last layer"] == "0.200 [0.000, 0.500]" and row["report"] == "m/&lt;q&gt;"
     assert 'href="m/&lt;q&gt;.html"' in page and "<q>" not in page
     assert "<td>it &lt;falls&gt;</td><td>confirmed: +0.200 [no end, +1.000], n = 40</td>" in page
@@ -68,9 +81,10 @@ def test_the_atlas_names_the_outcome_and_the_top_letter(results):
 
 
 def test_the_index_names_the_outcome(results):
-    page = index.page({"m/q": results.phase})
+    page = index.page({"m/q": results})
     assert "<td>undecided</td>" in page and "Because &lt;b&gt;." in page
     assert '<a href="m/figures/q/claims.tex">' in page
+    assert "Layer 1, the peak of ECE, fits at T = 2.00 (95 % CI 0.50 to 4.00)" in page
 
 
 def test_tables_are_escaped_and_say_what_is_missing():
