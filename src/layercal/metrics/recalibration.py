@@ -274,7 +274,15 @@ def _measured(
         yield _error(name, "ece", *pair, cluster, weights, n_bins)
 
 
-def _error(name: str, metric: str, confidence, correct, cluster, weights, n_bins: int) -> dict:
+def _error(
+    name: str,
+    metric: str,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    cluster: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int,
+) -> dict:
     """ECE with its interval and its null floor."""
     sample = registry.ece_sample(confidence, correct, weights, n_bins)
     drawn = None

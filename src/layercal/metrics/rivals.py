@@ -80,7 +80,9 @@ def _nll(log_p: np.ndarray, answer: np.ndarray) -> np.ndarray:
     return paired.losses(log_p, answer)["nll"].mean(-1)
 
 
-def cross_read(fit: Callable, log_p: np.ndarray, answer: np.ndarray, fold: np.ndarray):
+def cross_read(
+    fit: Callable, log_p: np.ndarray, answer: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
     """Log-probabilities of each question by what was learnt on the other folds; (n, k).
 
     Parameters
@@ -126,7 +128,9 @@ def probed(
     return by_layer, np.take_along_axis(by_layer, loss.argmin(0)[None], 0)[0]
 
 
-def _probe_folds(stream, correct, fold, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _probe_folds(
+    stream: np.ndarray, correct: np.ndarray, fold: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Held-out probability of each question at a layer, and the loss inside of its fold's fit."""
     probability, loss = np.full(len(fold), np.nan), np.full(len(fold), np.inf)
     for f in np.unique(fold):
@@ -138,7 +142,9 @@ def _probe_folds(stream, correct, fold, seed: int) -> tuple[np.ndarray, np.ndarr
     return probability, loss
 
 
-def _probe(stream, correct, fold, seed: int) -> tuple[Reader, float]:
+def _probe(
+    stream: np.ndarray, correct: np.ndarray, fold: np.ndarray, seed: int
+) -> tuple[Reader, float]:
     rank = min(RANK, *stream.shape)
     shown = make_pipeline(StandardScaler(), PCA(rank, random_state=seed)).fit(stream)
     seen = shown.transform(stream)
@@ -148,7 +154,7 @@ def _probe(stream, correct, fold, seed: int) -> tuple[Reader, float]:
     return lambda new: fitted.predict_proba(shown.transform(new))[:, 1], min(losses)
 
 
-def _inner_loss(seen, correct, fold, penalty: float) -> float:
+def _inner_loss(seen: np.ndarray, correct: np.ndarray, fold: np.ndarray, penalty: float) -> float:
     total = 0.0
     for f in np.unique(fold):
         inside = fold == f
@@ -161,7 +167,12 @@ def _inner_loss(seen, correct, fold, penalty: float) -> float:
 
 
 def table(
-    read: readings.Readings, stream: Iterable[np.ndarray], fold, weights, n_bins: int, seed: int = 0
+    read: readings.Readings,
+    stream: Iterable[np.ndarray],
+    fold: np.ndarray,
+    weights: np.ndarray,
+    n_bins: int,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Scores of each rival, and by how much it changes those of the last layer.
 

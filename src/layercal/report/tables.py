@@ -241,8 +241,10 @@ JUDGED = {
     "accuracy_at_80%": "accuracy at 80 %",
     "accuracy_at_50%": "at 50 %",
 }
-HELM = ("ece_10_bin", "ece_1_bin", "platt_ece_10_bin", "platt_ece_1_bin")
-HELM += ("selective_cov_acc_area", "selective_acc@10")
+HELM = (
+    *("ece_10_bin", "ece_1_bin", "platt_ece_10_bin", "platt_ece_1_bin"),
+    *("selective_cov_acc_area", "selective_acc@10"),
+)
 
 
 def selective(results: Results) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -171,7 +172,7 @@ def protocol(results: Results, last: pd.Series) -> list[tuple[str, str]]:
     ]
 
 
-def _listed(values) -> str:
+def _listed(values: Iterable) -> str:
     return ", ".join(map(str, values))
 
 

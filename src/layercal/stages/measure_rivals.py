@@ -43,6 +43,6 @@ def measure_rivals(
 def _read(run: results.Run, options: Path, cluster: np.ndarray) -> Readings:
     """Logits of every layer and prompt."""
     table = run.by_prompt(options)
-    columns = [name for name in table if name.startswith("logit_")]
+    columns = [name for name in table.columns if name.startswith("logit_")]
     logits = table[columns].to_numpy().reshape(len(cluster), -1, len(columns))
     return Readings(logits.swapaxes(0, 1), run.prompts["answer"].to_numpy(), {}, cluster)

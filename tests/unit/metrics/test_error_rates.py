@@ -87,13 +87,13 @@ def test_a_phase_is_found_where_there_is_one(monkeypatch):
     assert rates("phase", name, 1500, 10, monkeypatch)["exists"] >= 0.7
 
 
-@pytest.mark.parametrize("name", coverage.PARTS["temperature"])
+@pytest.mark.parametrize("name", error_rates.PARTS["temperature"])
 def test_temperatures_are_covered(name, monkeypatch):
     found = rates("temperature", name, 281, 150, monkeypatch)
     assert found["covers"] >= 1 - at_most(0.05, 150)
 
 
-@pytest.mark.parametrize("name", coverage.PARTS["steps"])
+@pytest.mark.parametrize("name", error_rates.PARTS["steps"])
 def test_no_layer_adds_knowledge_where_none_does(name, monkeypatch):
     found = rates("steps", name, 281, 60, monkeypatch)
     assert found["knowledge added"] <= at_most(0.05, 60)
@@ -101,7 +101,7 @@ def test_no_layer_adds_knowledge_where_none_does(name, monkeypatch):
 
 
 def test_what_is_scale_is_decided_only_where_there_is_an_excess(monkeypatch):
-    of = {name: rates("share", name, 281, 60, monkeypatch) for name in coverage.PARTS["share"]}
+    of = {name: rates("share", name, 281, 60, monkeypatch) for name in error_rates.PARTS["share"]}
     assert all(found["covers 1"] >= 1 - at_most(0.05, 60) for found in of.values())
     calibrated, *_, sharp = of.values()
     assert calibrated["above 0"] <= at_most(0.05, 60) and sharp["above 0"] > 0.95

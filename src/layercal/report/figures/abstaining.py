@@ -12,7 +12,7 @@ from layercal.report.figures.curves import DEPTH
 from layercal.report.figures.registry import Drawing, figure
 from layercal.report.style import GREY
 from layercal.results import Results
-from layercal.steering.steered import READ_LAYER
+from layercal.steering.steered import MODES
 from layercal.steering.verdicts import CHOSEN
 
 AREA = "excess_aurc"
@@ -47,7 +47,7 @@ def shown_curves(results: Results) -> pd.DataFrame:
     parts = []
     for mode, rows in results.risk_coverage.groupby("mode", sort=False):
         first = rows["layer"].min()
-        layer = READ_LAYER[mode](first, results.phase["final_layer"])
+        layer = MODES[mode].read(first, results.phase["final_layer"])
         parts.append(_main(rows).assign(reading=f"{mode}, read at layer {layer:.0f}"))
     return pd.concat(parts, ignore_index=True)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from layercal.metrics.recalibration import (
     ISOTONIC,
@@ -119,18 +120,17 @@ def plot_refinement(rows: pd.DataFrame, phase: dict) -> Figure:
 def _score_panel(axes: Axes, rows: pd.DataFrame, metric: str, other: str) -> None:
     before, scaled, mapped = (_of(rows, name, metric) for name in (NONE, TEMPERATURE, other))
     layer, most, least = before["layer"], before["value"], scaled["value"].to_numpy()
-    shade = {"alpha": 0.25, "lw": 0}
     label = "scale: what a temperature gains"
-    axes.fill_between(layer, least, most, color=PALETTE[1], label=label, **shade)
+    axes.fill_between(layer, least, most, color=PALETTE[1], label=label, alpha=0.25, lw=0)
     label = "left at a temperature: not known"
-    axes.fill_between(layer, 0, least, color=PALETTE[0], label=label, **shade)
+    axes.fill_between(layer, 0, least, color=PALETTE[0], label=label, alpha=0.25, lw=0)
     axes.plot(layer, most, color=PALETTE[1], lw=1.8)
     axes.plot(layer, least, color=PALETTE[0], lw=1.8)
     dashes = {VECTOR: "--", ISOTONIC: "-."}[other]
     axes.plot(layer, mapped["value"], color=INK, lw=1.1, ls=dashes, label=f"left after {other}")
 
 
-def _step_panel(axes: Axes, steps: pd.DataFrame, color) -> None:
+def _step_panel(axes: Axes, steps: pd.DataFrame, color: tuple[float, ...]) -> None:
     """Fall of NLL at each layer from the one below, full where it is sure."""
     sure = (steps["ci_low"] > 0) | (steps["ci_high"] < 0)
     colors = [(*color, 1.0 if one else 0.25) for one in sure]
@@ -139,7 +139,7 @@ def _step_panel(axes: Axes, steps: pd.DataFrame, color) -> None:
     at = steps["layer"], steps["value"]
     axes.errorbar(*at, reach, ls="", ecolor=INK, elinewidth=0.7, capsize=1.5)
     axes.axhline(0, color=INK, lw=0.7)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def plot_temperatures(rows: pd.DataFrame, phase: dict) -> Figure:
@@ -162,8 +162,8 @@ def plot_temperatures(rows: pd.DataFrame, phase: dict) -> Figure:
         band(bottom, _of(rows, name, "ece"), label=label, **style.look((3, 2, 4)[place]))
     floor = _of(rows, TEMPERATURE, "ece")
     label = "null floor after a temperature"
-    ends = floor["layer"], 0, floor["null_high"]
-    bottom.fill_between(*ends, color=GREY, alpha=0.35, lw=0, label=label)
+    shade = {"color": GREY, "alpha": 0.35, "lw": 0, "label": label}
+    bottom.fill_between(floor["layer"], 0, floor["null_high"], **shade)
     bottom.set(xlabel=DEPTH, ylabel="ECE", ylim=(0, None), xlim=(0, phase["final_layer"]))
     for axes in (top, bottom):
         mark_phase(axes, phase)
@@ -186,7 +186,9 @@ def plot_normalisations(rows: pd.DataFrame, phase: dict) -> Figure:
     panels = dict(zip(("ece", "signed_gap"), drawn.subplots(2, 1, sharex=True), strict=True))
     for metric, axes in panels.items():
         for place, (name, of_name) in enumerate(rows.groupby("confidence", sort=False)):
-            band(axes, of_name[of_name["metric"] == metric], label=name, **style.look(3 * place))
+            band(
+                axes, of_name[of_name["metric"] == metric], label=str(name), **style.look(3 * place)
+            )
         mark_phase(axes, phase)
     panels["ece"].set(ylabel="ECE", ylim=(0, None), xlim=(0, phase["final_layer"]))
     panels["signed_gap"].axhline(0, color=INK, lw=0.7)
