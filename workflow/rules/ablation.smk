@@ -62,8 +62,8 @@ rule ablate_neurons:
         runtime=minutes(60),
         gpu=GPU,
     params:
-        n_neurons=config["nullspace"]["neurons"],
         **settings("ablate_neurons", config),
+        n_neurons=config["nullspace"]["neurons"],
     message:
         "Ablating neurons of {wildcards.model} on {wildcards.questions}"
     shell:
