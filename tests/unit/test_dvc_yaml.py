@@ -18,8 +18,8 @@ STUDY = [read(name) for name in ("config", "models", "questions")]
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """The rules and the config, in a folder of their own."""
-    for name in ("workflow", "config"):
+    """The rules, the config and the notebook, in a folder of their own."""
+    for name in ("workflow", "config", "reports/notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
