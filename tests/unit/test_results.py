@@ -203,6 +203,7 @@ def two_runs(tmp_path_factory):
         chain.extract(shards=SHARDS)
         chain.lens()
         chain.metrics()
+        chain.recalibration()
         chain.directions()
         chain.nullspace()
         chain.neurons()
@@ -219,6 +220,7 @@ def two_runs(tmp_path_factory):
 READ = {
     "lens": "residuals-1.safetensors",
     "metrics": "options.parquet tuned.parquet",
+    "recalibration": "options.parquet residuals-1.safetensors",
     "directions": "residuals-0.safetensors options.parquet phase.json",
     "nullspace": "residuals-0.safetensors",
     "neurons": "residuals-0.safetensors",
@@ -229,8 +231,9 @@ READ = {
     "explore": "options.parquet metrics.parquet phase.json directions.safetensors sweep.parquet "
     "logits-1.safetensors",
     "figure": "options.parquet metrics.parquet phase.json directions.parquet dimensions.parquet "
-    "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json",
-    "atlas": "phase.json summary.json",
+    "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json "
+    "recalibration.parquet recalibrated-phase.json rivals.parquet",
+    "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json",
 }
 
 

@@ -157,6 +157,7 @@ def test_maps_of_confidence_are_fitted_on_other_folds(rng):
 def recalibrated(layers, answer, cluster=None, draws=50):
     """Table of readings of some layers."""
     n = len(answer)
+    cluster = np.arange(n) if cluster is None else cluster
     read = readings.Readings(layers, answer, {"option_mass": np.ones(layers.shape[:2])}, cluster)
     fold = np.arange(n) % 5
     scaled = {"temperature": recalibration.cross_tempered(layers, answer, fold)}
