@@ -9,6 +9,7 @@ Fienberg 1983; for proper scores Broecker 2009, doi:10.1002/qj.456).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -164,12 +165,23 @@ def spread_brier(read: Readings, confidence: np.ndarray) -> np.ndarray:
     return ((spread - np.eye(spread.shape[-1])[read.answer]) ** 2).sum(-1)
 
 
+@dataclass
+class _Draws:
+    """What intervals and floors of all layers are drawn from."""
+
+    cluster: np.ndarray
+    weights: np.ndarray
+    uniform: np.ndarray | None  # none of questions in clusters
+    n_bins: int
+
+
 def table(
     read: Readings,
     scaled: dict[str, np.ndarray],
     fold: np.ndarray,
     weights: np.ndarray,
     n_bins: int,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Scores of every layer before and after each recalibration.
 
@@ -182,7 +194,7 @@ def table(
     fold : array of int, shape (n,)
     weights : array, shape (draws, n)
         Bootstrap resamples of the questions.
-    n_bins : int
+    n_bins, seed : int
 
     Returns
     -------
@@ -198,11 +210,12 @@ def table(
         ``none``, ``vocabulary_*`` reads confidence as the probability of the letter among all
         tokens; the rest are those of :mod:`layercal.metrics.selective`.
     """
+    alone = not resampling.clustered(read.cluster)
+    uniform = np.random.default_rng(seed).random(weights.shape, np.float32) if alone else None
+    draws = _Draws(read.cluster, weights, uniform, n_bins)
     rows = list(steps(read, scaled[TEMPERATURE]))
     for layer in range(len(read.logits)):
-        rows += [
-            {"layer": layer, **row} for row in _of_layer(read, scaled, layer, fold, weights, n_bins)
-        ]
+        rows += [{"layer": layer, **row} for row in _of_layer(read, scaled, layer, fold, draws)]
     return pd.DataFrame(rows)
 
 
@@ -211,30 +224,28 @@ def _of_layer(
     scaled: dict[str, np.ndarray],
     layer: int,
     fold: np.ndarray,
-    weights: np.ndarray,
-    n_bins: int,
+    draws: _Draws,
 ) -> Iterator[dict]:
     before = read.layer(layer)
-    bootstrap = before.cluster, weights, n_bins
     value = temperature_interval(before.logits, before.answer, before.cluster)
     yield _row(TEMPERATURE, "temperature", *map(float, value))
     old = _scores(before.logits, before.answer)
-    yield from _measured(NONE, old, *bootstrap)
+    yield from _measured(NONE, old, draws)
     for name, logits in scaled.items():
         new = _scores(logits[layer], before.answer)
-        yield from _measured(name, new, *bootstrap)
+        yield from _measured(name, new, draws)
         yield from _gains(name, old, new, before.cluster)
     for name, fit in MAPS.items():
         mapped = cross_mapped(fit, before.confidence, before.correct, fold)
         new = {"confidence": mapped, "correct": before.correct}
         new["confidence_brier"] = (mapped - before.correct) ** 2
         new["brier"] = spread_brier(before, mapped)
-        yield from _measured(name, new, *bootstrap)
+        yield from _measured(name, new, draws)
         yield from _gains(name, old, new, before.cluster)
     if layer < len(read.logits) - 1:
         share = scale_share(read, scaled[TEMPERATURE], layer)
         yield _row(TEMPERATURE, "scale_share", *share)
-    yield from _described(before, *bootstrap)
+    yield from _described(before, draws)
 
 
 def _row(
@@ -263,32 +274,22 @@ def _scores(logits: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:
     return losses | {"confidence_brier": brier, "confidence": confidence, "correct": correct}
 
 
-def _measured(
-    name: str, scores: dict, cluster: np.ndarray, weights: np.ndarray, n_bins: int
-) -> Iterator[dict]:
+def _measured(name: str, scores: dict, draws: _Draws) -> Iterator[dict]:
     for metric in sorted(scores.keys() - {"confidence", "correct"}):
-        change = paired.mean_change(scores[metric], cluster)
+        change = paired.mean_change(scores[metric], draws.cluster)
         yield _row(name, metric, change.value, *change.interval())
     pair = scores["confidence"], scores["correct"].astype(float)
     if not np.isnan(pair[0]).any():
-        yield _error(name, "ece", *pair, cluster, weights, n_bins)
+        yield _error(name, "ece", *pair, draws)
 
 
 def _error(
-    name: str,
-    metric: str,
-    confidence: np.ndarray,
-    correct: np.ndarray,
-    cluster: np.ndarray,
-    weights: np.ndarray,
-    n_bins: int,
+    name: str, metric: str, confidence: np.ndarray, correct: np.ndarray, draws: _Draws
 ) -> dict:
     """ECE with its interval and its null floor."""
-    sample = registry.ece_sample(confidence, correct, weights, n_bins)
-    drawn = None
-    if not resampling.clustered(cluster):
-        uniform = np.random.default_rng(0).random(weights.shape, np.float32)
-        drawn = [(uniform < confidence).astype(np.float32)]
+    sample = registry.ece_sample(confidence, correct, draws.weights, draws.n_bins)
+    uniform = draws.uniform
+    drawn = None if uniform is None else [(uniform < confidence).astype(np.float32)]
     floor = np.quantile(sample.null(drawn), 0.95)
     return _row(name, metric, sample.estimate, *resampling.error_interval(sample), floor)
 
@@ -346,14 +347,12 @@ def steps(read: Readings, tempered: np.ndarray) -> Iterator[dict]:
             yield {"layer": layer, **_row(TEMPERATURE, metric, change.value, *ends)}
 
 
-def _described(
-    before: Readings, cluster: np.ndarray, weights: np.ndarray, n_bins: int
-) -> Iterator[dict]:
+def _described(before: Readings, draws: _Draws) -> Iterator[dict]:
     pair = before.confidence, before.correct.astype(float)
     for metric, value in (selective.helm(*pair) | selective.described(*pair)).items():
         yield _row(NONE, metric, value)
     said = before.confidence * before.extra["option_mass"]
-    yield _error(NONE, "vocabulary_ece", said, pair[1], cluster, weights, n_bins)
+    yield _error(NONE, "vocabulary_ece", said, pair[1], draws)
     for metric, value in (("signed_gap", pair[0]), ("vocabulary_signed_gap", said)):
-        gap = paired.mean_change(value - pair[1], cluster)
+        gap = paired.mean_change(value - pair[1], draws.cluster)
         yield _row(NONE, metric, gap.value, *gap.interval())

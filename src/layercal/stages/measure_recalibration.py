@@ -39,7 +39,7 @@ def measure_recalibration(
     weights = resampling.cluster_weights(cluster, draws, seed)
     with threadpool_limits(1):  # many small fits, which threads only slow down
         scaled = _scaled(read, fold)
-        run.write(recalibration, table(read, scaled, fold, weights, n_bins))
+        run.write(recalibration, table(read, scaled, fold, weights, n_bins, seed))
     letters = read.logits[-1].argmax(-1), read.answer, read.n_options[-1], cluster
     known = accuracy.above_chance(*letters, draws, seed)
     confidence = softmax(scaled[TEMPERATURE], -1).max(-1)
