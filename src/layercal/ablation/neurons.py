@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from layercal import InputError
 from layercal.ablation.nullspace import Unembedding
 from layercal.model import LensModel, architecture
-from layercal.model.lens_model import ROUNDING
+from layercal.model.passes import ROUNDING
 from layercal.model.unembedding import effective_rows
 
 

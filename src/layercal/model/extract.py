@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from layercal import InputError
 from layercal.model import architecture, recording
-from layercal.model.lens_model import LensModel, Prefix
+from layercal.model.lens_model import LensModel
+from layercal.model.passes import Prefix
 
 log = logging.getLogger("layercal")
 
