@@ -207,7 +207,8 @@ def test_dvc_after_snakemake_recomputes_nothing(study):
     assert call(study, "dvc", "status", "--quiet").returncode == 1
     done = call(study, "dvc", "repro")
     assert done.returncode == 0, done.said
-    assert done.said.count("Nothing to be done") == 6
+    stages = yaml.safe_load((study / "dvc.yaml").read_text())["stages"]
+    assert done.said.count("Nothing to be done") == len(stages)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert call(study, "dvc", "status", "--quiet").returncode == 0
     assert "Nothing to be done" in snakemake(study).said

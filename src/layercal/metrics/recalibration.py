@@ -99,9 +99,12 @@ def temperature_interval(
     groups = int(place.max()) + 1
     sums = np.stack([np.bincount(place, row) for row in slope.reshape(-1, len(answer))])
     spread = np.sqrt(groups / (groups - 1) * (sums**2).sum(-1)).reshape(factor.shape)
-    reach = student.ppf((1 + level) / 2, groups - 1) * spread / (bend.sum(-1) * factor)
+    bent = bend.sum(-1)
+    flat = bent == 0  # all options alike: every temperature reads the same
+    reach = student.ppf((1 + level) / 2, groups - 1) * spread / (np.where(flat, 1, bent) * factor)
     ends = np.exp(-np.log(factor) - reach), np.exp(-np.log(factor) + reach)
     edge = np.isclose(factor, 1 / TEMPERATURES[0]) | np.isclose(factor, 1 / TEMPERATURES[1])
+    edge |= flat
     return 1 / factor, np.where(edge, 0.0, ends[0]), np.where(edge, np.inf, ends[1])
 
 

@@ -259,3 +259,11 @@ def test_the_isotonic_map_is_that_of_pooling_by_hand(rng):
             pools[-2:] = [[(low * m + high * n) / (m + n), m + n]]
     pooled = np.concatenate([np.full(count, mean) for mean, count in pools])
     np.testing.assert_allclose(recalibration.isotonic(confidence, correct)(confidence), pooled)
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_all_options_are_alike_no_temperature_fits(rng):
+    """Every one of them reads the same."""
+    answer = rng.integers(0, 4, 40)
+    _, low, high = recalibration.temperature_interval(np.ones((40, 4)), answer, np.arange(40))
+    assert (low, high) == (0, np.inf)
