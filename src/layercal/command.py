@@ -79,7 +79,12 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 def leave_interrupts_to_snakemake() -> None:
     """Let Ctrl-C end the jobs of a run that starts, in the way of Snakemake."""
     if signal.getsignal(signal.SIGINT) is _end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """As Python's own handler, in whose place asyncio puts one that an awaited task may lose."""
+    raise KeyboardInterrupt
 
 
 class UntilInterrupted(logging.Filter):

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 
 import pandas as pd
 import pytest
@@ -212,6 +213,8 @@ def test_home_in_paths(study, tmp_path):
 @pytest.mark.parametrize("moment", ["Building DAG", "Extracting residuals"])
 def test_an_interrupt_is_one_line(study, moment):
     (study / f"results/embedded/extract/{PART}/residuals-1.safetensors").unlink()
+    log = study / f"logs/embedded/extract/{PART}/residuals-1.log"
+    log.unlink()
     run = subprocess.Popen(
         ["snakemake", "extract"],
         cwd=study,
@@ -224,6 +227,8 @@ def test_an_interrupt_is_one_line(study, moment):
     for line in run.stdout:
         if moment in line:
             break
+    while moment != "Building DAG" and not log.exists():
+        time.sleep(0.05)  # while Python itself starts, it says where it was interrupted
     os.killpg(run.pid, signal.SIGINT)
     said = [line for line in run.stdout.read().splitlines() if line]
     assert run.wait() != 0
