@@ -111,6 +111,25 @@ class Readings:
         }
 
 
+def option_columns(options: pd.DataFrame) -> list[str]:
+    """Columns of ``options.parquet`` that hold the options' logits, in their order."""
+    return [name for name in options.columns if name.startswith("logit_")]
+
+
+def prompt_logits(options: pd.DataFrame, n: int) -> np.ndarray:
+    """Logits of each prompt at every layer, as they were read; (n, L + 1, k).
+
+    Parameters
+    ----------
+    options : DataFrame
+        As :meth:`layercal.results.Run.by_prompt` reads ``options.parquet``.
+    n : int
+        Number of prompts.
+    """
+    columns = option_columns(options)
+    return options[columns].to_numpy().reshape(n, -1, len(columns))
+
+
 def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> dict[str, Readings]:
     """Arrays (L + 1, n) from a lens table, questions in the order in which it has them first.
 
@@ -139,7 +158,7 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         by_question = values.reshape(-1, rotations, layers, *values.shape[1:])
         return np.moveaxis(by_question, 2, 0)  # layers, questions, rotations, ...
 
-    logits = by_layer([name for name in options.columns if name.startswith("logit_")])
+    logits = by_layer(option_columns(options))
     answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
     by_rotation = [
         Readings(
@@ -193,8 +212,7 @@ def metric_table(
         ``mce`` for c = 1, which has no interval, else ``mce_min<c>``.
     """
     weights = resampling.cluster_weights(read.cluster, draws, seed)
-    alone = not resampling.clustered(read.cluster)
-    uniform = np.random.default_rng(seed).random(weights.shape, np.float32) if alone else None
+    uniform = resampling.null_uniform(read.cluster, draws, seed)
     rows = []
     for layer in range(len(read.logits)):
         of_layer = read.layer(layer)

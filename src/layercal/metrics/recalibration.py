@@ -213,8 +213,7 @@ def table(
         ``none``, ``vocabulary_*`` reads confidence as the probability of the letter among all
         tokens; the rest are those of :mod:`layercal.metrics.selective`.
     """
-    alone = not resampling.clustered(read.cluster)
-    uniform = np.random.default_rng(seed).random(weights.shape, np.float32) if alone else None
+    uniform = resampling.null_uniform(read.cluster, len(weights), seed)
     draws = _Draws(read.cluster, weights, uniform, n_bins)
     rows = list(steps(read, scaled[TEMPERATURE]))
     for layer in range(len(read.logits)):
@@ -291,9 +290,7 @@ def _error(
 ) -> dict:
     """ECE with its interval and its null floor."""
     sample = registry.ece_sample(confidence, correct, draws.weights, draws.n_bins)
-    uniform = draws.uniform
-    drawn = None if uniform is None else [(uniform < confidence).astype(np.float32)]
-    floor = np.quantile(sample.null(drawn), 0.95)
+    floor = np.quantile(sample.top_label_null(confidence, draws.uniform), 0.95)
     return _row(name, metric, sample.estimate, *resampling.error_interval(sample), floor)
 
 

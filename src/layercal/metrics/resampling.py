@@ -130,10 +130,29 @@ class GapSample:
         ]
         return self.statistic(np.concatenate(gaps, -1))
 
+    def top_label_null(self, confidence: np.ndarray, uniform: np.ndarray | None) -> np.ndarray:
+        """:meth:`null` of one block, right as often as its confidence (n,) says; (draws,).
+
+        ``uniform`` is that of :func:`null_uniform`.
+        """
+        if uniform is None:
+            return self.null(None)
+        return self.null([(uniform < confidence).astype(np.float32)])
+
 
 def clustered(cluster: np.ndarray) -> bool:
     """Whether any two rows belong together."""
     return len(np.unique(cluster)) < len(cluster)
+
+
+def null_uniform(cluster: np.ndarray, draws: int, seed: int) -> np.ndarray | None:
+    """What outcomes of calibrated models are drawn from; (draws, n) float32, within [0, 1).
+
+    None for rows in clusters, whose floor is that of their resamples (:meth:`GapSample.null`).
+    """
+    if clustered(cluster):
+        return None
+    return np.random.default_rng(seed).random((draws, len(cluster)), np.float32)
 
 
 def draw_outcomes(

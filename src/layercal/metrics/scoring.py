@@ -89,10 +89,11 @@ class Scoring:
 
     def null(self, sample: resampling.GapSample, confidence: np.ndarray) -> np.ndarray:
         """Errors of the top label if it were perfectly calibrated; (draws,)."""
-        if resampling.clustered(self.cluster):
-            return sample.null(None)
-        uniform = np.random.default_rng(self.seed).random(self.weights.shape, np.float32)
-        return sample.null([(uniform < confidence).astype(np.float32)])
+        return sample.top_label_null(confidence, self._uniform)
+
+    @cached_property
+    def _uniform(self) -> np.ndarray | None:
+        return resampling.null_uniform(self.cluster, self.draws, self.seed)
 
     def changes(self, before: np.ndarray, after: np.ndarray) -> dict:
         """Compare two readings of the same questions.

@@ -53,8 +53,12 @@ def excess_aurc(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 def accuracy_at(confidence: np.ndarray, correct: np.ndarray, coverage: float) -> float:
     """Accuracy of the most confident answers that make up a share of all, at least one."""
-    risk = risk_coverage(confidence, correct)[1]
-    return float(1 - risk[max(1, round(coverage * len(risk))) - 1])
+    return 1 - risk_at(risk_coverage(confidence, correct)[1], coverage)
+
+
+def risk_at(risk: np.ndarray, coverage: float) -> float:
+    """Risk of a curve (n,) at a coverage, of at least one answer."""
+    return float(risk[max(1, round(coverage * len(risk))) - 1])
 
 
 def described(confidence: np.ndarray, correct: np.ndarray) -> dict[str, float]:

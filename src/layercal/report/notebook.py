@@ -11,6 +11,7 @@ from layercal.report import figures, pages, tables, words
 from layercal.results import Results
 from layercal.steering.dimensions import in_words
 from layercal.steering.steered import MODES
+from layercal.steering.verdicts import CHOSEN
 
 
 class Report:
@@ -91,8 +92,8 @@ class Report:
             )
         self.list(rows.loc[rows["direction"] == self.primary, "verdict"])
         self.figures(mode)
-        if "chosen" in set(rows["layer_choice"]):
-            at = rows["layer_choice"].eq("chosen") | rows["kind"].eq("baseline")
+        if CHOSEN in set(rows["layer_choice"]):
+            at = rows["layer_choice"].eq(CHOSEN) | rows["kind"].eq("baseline")
             self.say("All directions, the layer chosen together with the scale on other questions:")
         else:
             at = rows["layer"].eq(rows["layer"].iloc[0])
@@ -106,7 +107,7 @@ class Report:
         rows = self.verdicts[
             self.verdicts["group_kind"].eq("language")
             & (self.verdicts["direction"].eq(self.primary) | self.verdicts["kind"].eq("transfer"))
-            & self.verdicts["layer_choice"].eq("chosen")
+            & self.verdicts["layer_choice"].eq(CHOSEN)
             & self.verdicts["mode"].eq("through-network")
         ]
         if len(rows):

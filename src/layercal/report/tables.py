@@ -8,6 +8,7 @@ import pandas as pd
 from layercal.metrics.recalibration import ISOTONIC, NONE, TEMPERATURE, VECTOR
 from layercal.report import words
 from layercal.results import Results, select
+from layercal.steering.verdicts import CHOSEN
 
 DASH = "–"
 # what confidence can be a probability among
@@ -54,10 +55,9 @@ def claims_latex(listed: pd.DataFrame) -> str:
 
 def key_layers(results: Results) -> pd.DataFrame:
     """Metrics at decision layer, peak and last layer, at all numbers of bins."""
-    phase, names = results.phase, list(MEASURED)
-    layers = {phase["decision_layer"], phase["peak_layer"], phase["final_layer"]}
+    names = list(MEASURED)
     rows = select(results.metrics, names, every_bins=True)
-    rows = rows[rows["layer"].isin(layers)]
+    rows = rows[rows["layer"].isin(_layers(results.phase))]
     rows = rows.assign(place=rows["metric"].map(names.index))
     rows = rows.sort_values(["layer", "place", "n_bins"]).replace({"metric": MEASURED})
     rows["n_bins"] = rows["n_bins"].astype(object).where(rows["n_bins"] > 0, DASH)
@@ -73,6 +73,10 @@ def key_layers(results: Results) -> pd.DataFrame:
         "n": "n",
     }
     return rows[list(columns)].rename(columns=columns)
+
+
+def _layers(phase: dict) -> list[int]:
+    return sorted({phase["decision_layer"], phase["peak_layer"], phase["final_layer"]})
 
 
 def described(directions: pd.DataFrame, primary: str) -> pd.DataFrame:
@@ -212,8 +216,7 @@ def _ends(value: float, low: float, high: float) -> str:
 
 def normalisations(results: Results) -> pd.DataFrame:
     """ECE and signed gap by definition of confidence at decision layer, peak and last layer."""
-    phase = results.phase
-    layers = sorted({phase["decision_layer"], phase["peak_layer"], phase["final_layer"]})
+    layers = _layers(results.phase)
     return pd.DataFrame(
         {
             "layer": layers,
@@ -262,7 +265,7 @@ def rivals(results: Results) -> pd.DataFrame:
     """What a user could do instead, beside what steering leaves at the last layer."""
     rows, steered = results.rivals, _steered(results)
     last = steered[steered["steered"] & steered["mode"].ne("lens")]
-    chosen = last["layer_choice"].eq("chosen")
+    chosen = last["layer_choice"].eq(CHOSEN)
     whole = rows[rows["layer"] < 0].assign(reading=rows["rival"])
     both = pd.concat([whole, last[chosen] if chosen.any() else last])
     shown = _judged(both, JUDGED)

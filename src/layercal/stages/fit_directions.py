@@ -13,7 +13,7 @@ from tqdm import tqdm
 from layercal import InputError, results
 from layercal.ablation import nullspace
 from layercal.metrics.phase import Phase, sweep_layers
-from layercal.metrics.readings import Group
+from layercal.metrics.readings import Group, prompt_logits
 from layercal.model import LensModel
 from layercal.model.fetched import load_fetched
 from layercal.sources import questions
@@ -126,10 +126,9 @@ def _split(
     tolerance: float,
     n_bins: int,
 ) -> directions.Split:
-    letters = [name for name in read.columns if name.startswith("logit_")]
     return directions.Split(
         residuals=residuals,
-        logits=read[letters].to_numpy().reshape(len(prompts), -1, len(letters)),
+        logits=prompt_logits(read, len(prompts)),
         answer=prompts["answer"].to_numpy(),
         option_ids=torch.tensor(max(prompts["option_ids"], key=len)),
         model=model,

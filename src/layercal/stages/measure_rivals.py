@@ -10,8 +10,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from layercal import results
-from layercal.metrics import resampling, rivals
-from layercal.metrics.readings import Readings
+from layercal.metrics import readings, resampling, rivals
 from layercal.sources import questions
 from layercal.stages import Output
 
@@ -36,13 +35,6 @@ def measure_rivals(
     shown = tqdm(stream, desc="layers", total=held.shape[1], disable=None)
     weights = resampling.cluster_weights(cluster, draws, seed)
     with threadpool_limits(1):  # many small fits, which threads only slow down
-        read = _read(run, options, cluster)
+        logits = readings.prompt_logits(run.by_prompt(options), len(cluster)).swapaxes(0, 1)
+        read = readings.Readings(logits, run.prompts["answer"].to_numpy(), {}, cluster)
         run.write(table, rivals.table(read, shown, fold, weights, n_bins, seed))
-
-
-def _read(run: results.Run, options: Path, cluster: np.ndarray) -> Readings:
-    """Logits of every layer and prompt."""
-    table = run.by_prompt(options)
-    columns = [name for name in table.columns if name.startswith("logit_")]
-    logits = table[columns].to_numpy().reshape(len(cluster), -1, len(columns))
-    return Readings(logits.swapaxes(0, 1), run.prompts["answer"].to_numpy(), {}, cluster)

@@ -55,8 +55,7 @@ def _readings(sweep: Sweep) -> Iterator[tuple[dict, Readings, np.ndarray]]:
 def _curve(confidence: np.ndarray, correct: np.ndarray) -> Iterator[dict]:
     risk = selective.risk_coverage(confidence, correct)[1]
     for coverage in COVERAGES:
-        at = max(1, round(coverage * len(risk))) - 1
-        yield {"coverage": float(coverage), "risk": float(risk[at])}
+        yield {"coverage": float(coverage), "risk": selective.risk_at(risk, coverage)}
 
 
 def _json(row: dict) -> dict:

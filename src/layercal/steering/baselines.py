@@ -12,10 +12,10 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
+from layercal.metrics.recalibration import TEMPERATURES
+
 Recalibrated = Callable[[np.ndarray], np.ndarray]
 Baseline = Callable[[np.ndarray, np.ndarray], Recalibrated]
-# temperatures that are tried; beyond them confidence is that of guessing, or 1
-TEMPERATURES = 1e-2, 1e2
 
 
 def nll(logits: np.ndarray, answer: np.ndarray) -> float:
