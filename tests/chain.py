@@ -11,6 +11,7 @@ from families import tiny
 from layercal.report import figures
 from layercal.stages.ablate_blocks import ablate_blocks
 from layercal.stages.ablate_neurons import ablate_neurons
+from layercal.stages.average_parts import average_parts
 from layercal.stages.draw_figures import draw_figures
 from layercal.stages.evaluate_steering import evaluate_steering
 from layercal.stages.extract_residuals import extract_residuals
@@ -161,9 +162,18 @@ class Chain:
         }
         ablate_neurons(**self.model(**{**given, **options}))
 
+    def average(self, **options):
+        given = {
+            "prompts": self.path("prompts.parquet"),
+            "residuals": self.residuals,
+            "means": self.path("means.safetensors"),
+        }
+        average_parts(**{**given, **options})
+
     def ablate(self, **options):
         given = {
-            "residuals": self.residuals,
+            "residuals": self.residuals[0],
+            "means": self.path("means.safetensors"),
             "phase": self.path("phase.json"),
             "shard": 0,
             "logits": self.path("blocks-0.safetensors"),
@@ -181,7 +191,7 @@ class Chain:
 
     def steer(self, **options):
         given = {
-            "residuals": self.residuals,
+            "residuals": self.residuals[0],
             "shard": 0,
             "directions": self.path("directions.safetensors"),
             "alphas": [0.0, 1.0],

@@ -293,7 +293,6 @@ def _too_few(config: Config) -> list[str]:
     """What fewer questions than ``limit`` leaves would make impossible."""
     needed = {
         "folds": config.folds,
-        "extract.shards": config.extract.shards,
         "calibration.min_group": config.calibration.min_group,
     }
     limit = config.limit

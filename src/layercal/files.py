@@ -34,7 +34,7 @@ def keep_shards(folder: Path, kind: str, count: int) -> None:
     kept = {f"{kind}-{number}" for number in range(count)}
     for path in folder.glob(f"{kind}-*"):
         if path.name.partition(".")[0] not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)  # jobs of other shards look, too
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -52,9 +52,9 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the prompts: of all but their shards, and of their text only by its tokens."""
+        """Digest of the prompts, of their text only by its tokens."""
         tokens = ["input_ids", "option_ids"]
-        plain = self.prompts.drop(columns=[*tokens, "shard", "prompt"])
+        plain = self.prompts.drop(columns=[*tokens, "prompt"])
         digest = hashlib.sha256(plain.to_json(orient="split", index=False).encode())
         for column in tokens:
             for ids in self.prompts[column]:
@@ -102,6 +102,7 @@ class Run:
         Returns
         -------
         list of dict of Tensor
+            Of those that are not empty.
         Tensor of int, shape (n,)
             Place of each prompt in the shards one after another.
 
@@ -114,7 +115,7 @@ class Run:
 
         shards = {path: self.read(path) for path in paths}
         order = self.order(shards, [shard["rows"].numpy() for shard in shards.values()])
-        return list(shards.values()), torch.tensor(order)
+        return [shard for shard in shards.values() if len(shard["rows"])], torch.tensor(order)
 
     def order(self, paths: Iterable[Path], rows: Sequence[np.ndarray]) -> np.ndarray:
         """Place of each prompt in shards that hold these rows, one shard after another; (n,)."""
@@ -258,15 +259,6 @@ class Residuals:
         if every != slice(None):
             raise TypeError("residuals are indexed as [rows] or [:, layers]")
         return torch.cat([shard[:, layers] for shard in self.shards])[self.rows]
-
-    def of_question(self, row: int) -> torch.Tensor:
-        """Read one question at all layers; (L + 1, d)."""
-        place = int(self.rows[row])
-        for shard in self.shards:
-            if place < len(shard):
-                return shard[place]
-            place -= len(shard)
-        raise IndexError(row)
 
 
 class _File:

@@ -237,8 +237,7 @@ def test_bad_registry_entry_is_named_once(entry, message):
 def test_what_a_limit_leaves_is_enough_for_all_that_comes():
     """As many as each asks for are enough; null asks nothing, since the sets may be larger."""
     config = {**CONFIG, "folds": 6, "calibration": {**CONFIG["calibration"], "min_group": 7}}
-    config["extract"] = {**CONFIG["extract"], "shards": 8}
-    for limit, short in ((None, 0), (8, 0), (7, 1), (6, 2), (5, 3)):
+    for limit, short in ((None, 0), (7, 0), (6, 1), (5, 2)):
         if not short:
             check({**config, "limit": limit}, *FIXED)
             continue

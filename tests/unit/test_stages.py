@@ -20,6 +20,7 @@ from layercal import InputError, code, stages
 from layercal.stages import __main__ as command_line
 from layercal.stages.ablate_blocks import ablate_blocks
 from layercal.stages.ablate_neurons import ablate_neurons
+from layercal.stages.average_parts import average_parts
 from layercal.stages.evaluate_steering import evaluate_steering
 from layercal.stages.extract_residuals import extract_residuals
 from layercal.stages.fetch_questions import fetch_questions
@@ -83,7 +84,7 @@ def test_a_command_line_is_handed_over_as_the_signature_says(tmp_path):
 
 
 def test_an_unknown_stage_is_named():
-    with pytest.raises(SystemExit, match="stages: ablate_blocks, ablate_neurons, draw_figures, "):
+    with pytest.raises(SystemExit, match="stages: ablate_blocks, ablate_neurons, average_parts, "):
         command_line.main(["lenses"])
 
 
@@ -216,7 +217,7 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
     )
     steer_prompts(
         **model,
-        residuals=[residuals],
+        residuals=residuals,
         shard=0,
         directions=vectors,
         alphas=[0.0, 1.0],
@@ -237,8 +238,9 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
     space = {**model, "residuals": [residuals], "rules": ["energy=0.9", "k=3"]}
     measure_null_space(**space, table=out / "nullspace.parquet")
     ablate_neurons(**space, n_neurons=4, random=5, **few, table=out / "neurons.parquet")
-    parts = out / "blocks-0.safetensors"
-    ablate_blocks(**model, residuals=[residuals], phase=phase, shard=0, logits=parts)
+    means, parts = out / "means.safetensors", out / "blocks-0.safetensors"
+    average_parts(prompts=prompts, residuals=[residuals], means=means)
+    ablate_blocks(**model, residuals=residuals, means=means, phase=phase, shard=0, logits=parts)
     measure_blocks(prompts=prompts, logits=[parts], **few, table=out / "blocks.parquet")
 
     made = pd.read_parquet(prompts)

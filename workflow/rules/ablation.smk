@@ -1,7 +1,7 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, .../lens/{model}/{questions}/,
 #                  resources/models/{model}/
 # OUTPUTS: results/{study}/ablation/{model}/{questions}/nullspace.parquet, neurons.parquet,
-#          blocks-{shard}.safetensors, blocks.parquet
+#          means.safetensors, blocks-{shard}.safetensors, blocks.parquet
 
 
 rule ablation:
@@ -70,13 +70,35 @@ rule ablate_neurons:
         stage("ablate_neurons")
 
 
-rule ablate_blocks:
+rule average_parts:
     input:
-        manifest="resources/models/{model}/manifest.json",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
+        code=code_of("average_parts"),
+    output:
+        means="<results>/ablation/{model}/{questions}/means.safetensors",
+    log:
+        "<logs>/ablation/{model}/{questions}/means.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/means.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(10),
+    message:
+        "Averaging what blocks of {wildcards.model} write on {wildcards.questions}"
+    shell:
+        stage("average_parts")
+
+
+rule ablate_blocks:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
+        means="<results>/ablation/{model}/{questions}/means.safetensors",
         phase="<results>/lens/{model}/{questions}/phase.json",
         code=code_of("ablate_blocks"),
     output:

@@ -36,7 +36,6 @@ rule tokenize_prompts:
         shots=asked("shots"),
         option_order=asked("option_order"),
         limit=config["limit"],
-        shards=config["extract"]["shards"],
         seed=config["seed"],
         # only checked: a function of the input is no reason to run again where it changes
         folds=lambda wildcards, input: config["folds"],

@@ -18,9 +18,7 @@ rule steer_prompts:
     input:
         manifest="resources/models/{model}/manifest.json",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        residuals=expand(
-            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
-        ),
+        residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
         directions="<results>/directions/{model}/{questions}/directions.safetensors",
         code=code_of("steer_prompts"),
     output:

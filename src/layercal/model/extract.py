@@ -87,7 +87,7 @@ def read(
     if not len(input_ids):
         raise InputError("no prompts to extract residuals from")
     batches = plan(input_ids, batch_tokens, model.takes_tails, model.border)
-    ahead = _of_shard(batches, input_ids, shard, shards)
+    ahead = _of_shard(batches, shard, shards)
     here = torch.tensor(sorted(row for batch in ahead for row in batch.rows), dtype=torch.long)
     shape = len(here), model.n_layers + 1, model.width
     found = {"rows": here, "residuals": torch.empty(shape, dtype=model.dtype)}
@@ -200,17 +200,21 @@ def _plan_side(
     return [*batches, *(Batch(rows) for rows in padded)]
 
 
-def _of_shard(
-    batches: Sequence[Batch], input_ids: Sequence[Sequence[int]], shard: int, shards: int
-) -> list[Batch]:
-    """Batches of one shard: neighbours, so that beginnings stay shared, of about as many tokens."""
-    tokens = [sum(len(input_ids[row]) - batch.shared for row in batch.rows) for batch in batches]
-    middles = [end - own / 2 for end, own in zip(accumulate(tokens), tokens, strict=True)]
-    return [
+def _of_shard(batches: Sequence[Batch], shard: int, shards: int) -> list[Batch]:
+    """Batches of one shard, of about as many prompts as of the others.
+
+    Those of shared beginnings are neighbours, so that beginnings stay shared; the others, which
+    come longest first, are dealt out in turn, so that no shard has all long ones.
+    """
+    sharing = [batch for batch in batches if batch.shared]
+    sizes = [len(batch.rows) for batch in sharing]
+    middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    neighbours = [
         batch
-        for batch, middle in zip(batches, middles, strict=True)
-        if int(middle * shards / sum(tokens)) == shard
+        for batch, middle in zip(sharing, middles, strict=True)
+        if int(middle * shards / sum(sizes)) == shard
     ]
+    return neighbours + [batch for batch in batches if not batch.shared][shard::shards]
 
 
 def _alike(

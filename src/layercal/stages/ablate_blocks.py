@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -21,7 +20,8 @@ def ablate_blocks(
     *,
     manifest: Path,
     prompts: Path,
-    residuals: list[Path],
+    residuals: Path,
+    means: Path,
     phase: Path,
     shard: int,
     dtype: str = "auto",
@@ -37,29 +37,27 @@ def ablate_blocks(
     among all prompts. Nothing but ``rows`` where the parts of a block cannot be told.
     """
     run = results.Run.load(prompts)
-    shards, order = run.shards(residuals)
-    rows = torch.tensor((run.prompts["shard"] == shard).to_numpy().nonzero()[0])
-    written = [each["written"] for each in shards if "written" in each]
-    if not written:
-        run.write(logits, {"rows": rows})
+    read, at = run.read(residuals), run.read(means)
+    reached = Phase.from_json(run.read(phase))
+    if not len(read["rows"]) or not at:
+        run.write(logits, {"rows": read["rows"]})
         return
     model = load_fetched(manifest, dtype, device, quantize, threads)
-    lowest = min(Phase.from_json(run.read(phase)).peak_layer + 1, model.n_layers)
-    means = (reduce(torch.add, written) / len(order)).float()[lowest - 1 :]
-    stream = results.Residuals([each["residuals"] for each in shards], order)
+    lowest = min(reached.peak_layer + 1, model.n_layers)
+    above = at["means"][lowest - 1 :]
     n_options = run.prompts["option_ids"].map(len).max()
-    whole = torch.full((len(rows), n_options), -torch.inf)
-    without = torch.full((len(rows), len(means), len(PARTS), n_options), -torch.inf)
+    whole = torch.full((len(read["rows"]), n_options), -torch.inf)
+    without = torch.full((len(whole), len(above), len(PARTS), n_options), -torch.inf)
     label = f"{manifest.parent.name}: ablating blocks, shard {shard}"
-    for place, row in enumerate(tqdm(rows.tolist(), desc=label, unit="prompt", disable=None)):
+    for place, row in enumerate(tqdm(read["rows"].tolist(), label, unit="prompt", disable=None)):
         prompt = run.prompts.iloc[row]
         # from the residuals that the lens reads
-        held = stream.of_question(row).to(model.device)
+        held = read["residuals"][place].to(model.device)
         prefix = replace(model.prefix(torch.tensor(prompt["input_ids"])), residuals=held)
         option_ids = torch.tensor(prompt["option_ids"])
         here = slice(len(option_ids))
         whole[place, here] = model.option_logits(held[-1].float(), option_ids).cpu()
-        changed = without_parts(model, prefix, lowest, means)
+        changed = without_parts(model, prefix, lowest, above)
         without[place, ..., here] = model.option_logits(changed, option_ids).cpu()
     blocks = torch.arange(lowest, model.n_layers + 1)
-    run.write(logits, {"rows": rows, "blocks": blocks, "whole": whole, "without": without})
+    run.write(logits, {"rows": read["rows"], "blocks": blocks, "whole": whole, "without": without})

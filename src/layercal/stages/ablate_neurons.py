@@ -44,7 +44,7 @@ def ablate_neurons(
     )
     try:
         last = neurons.find_neurons(model)
-        active = torch.cat([shard["neurons"] for shard in shards if len(shard["rows"])])
+        active = torch.cat([shard["neurons"] for shard in shards])
         described = neurons.describe(model, last, nullspace.effective_unembedding(model), rules)
         rows = _effects(
             scoring,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from layercal import results
+from layercal import files, results
 from layercal.model import extract
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output, log
@@ -45,3 +45,4 @@ def extract_residuals(
             "neurons" if "written" in found else "either",
         )
     run.write(residuals, found)
+    files.keep_shards(residuals.parent, "residuals", shards)

@@ -19,7 +19,7 @@ def steer_prompts(
     *,
     manifest: Path,
     prompts: Path,
-    residuals: list[Path],
+    residuals: Path,
     directions: Path,
     shard: int,
     alphas: list[float],
@@ -39,17 +39,20 @@ def steer_prompts(
     """
     run = results.Run.load(prompts)
     fitted = Fitted.load(run, directions)
-    inside = (run.prompts["shard"] == shard).to_numpy()
-    stream = results.Residuals.load(residuals, run)
+    read = run.read(residuals)
+    if not len(read["rows"]):
+        run.write(logits, {"rows": read["rows"]})
+        return
     model = load_fetched(manifest, dtype, device, quantize, threads)
     n_options = run.prompts["option_ids"].map(len).max()
     recorder = steered.Recorder(tally.cells(run.prompts, fitted.fold.numpy()), n_options, n_bins)
     label = f"{manifest.parent.name}: steering, shard {shard}"
-    for row in tqdm(inside.nonzero()[0].tolist(), desc=label, unit="prompt", disable=None):
-        prompt, held = run.prompts.iloc[row], stream.of_question(row)
+    bar = tqdm(read["rows"].tolist(), desc=label, unit="prompt", disable=None)
+    for row, held in zip(bar, read["residuals"], strict=True):
+        prompt = run.prompts.iloc[row]
         prefix = model.prefix(torch.tensor(prompt["input_ids"]))
         # from the residuals that the lens reads
-        read = interventions.sweep_prompt(
+        swept = interventions.sweep_prompt(
             model,
             replace(prefix, residuals=held.to(model.device)),
             torch.tensor(prompt["option_ids"]),
@@ -59,5 +62,5 @@ def steer_prompts(
             modes,
             chunk,
         )
-        recorder.add(row, prompt["answer"], read)
-    run.write(logits, {"rows": torch.tensor(inside.nonzero()[0]), **recorder.tensors()})
+        recorder.add(row, prompt["answer"], swept)
+    run.write(logits, {"rows": read["rows"], **recorder.tensors()})

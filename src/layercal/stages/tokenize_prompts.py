@@ -29,21 +29,15 @@ def tokenize_prompts(
     shots: int = 0,
     option_order: str = "as-is",
     limit: int | None = None,
-    shards: int = 1,
     folds: int = 1,
     min_group: int = 1,
     seed: int = 0,
     prompts: Output,
 ) -> None:
-    """Write one row a prompt: identity, answer, shard, tokens and the option tokens."""
+    """Write one row a prompt: identity, answer, tokens and the option tokens."""
     scored, pool = scored_and_shots(load(questions))
     order = hash_order([row["question_id"] for row in scored], seed)
     rows = [scored[row] for row in sorted(order[:limit])]
-    if len(rows) < shards:
-        raise InputError(
-            f"{questions}: {len(rows)} question(s) cannot be cut into {shards} shards; "
-            "lower extract: shards in the config"
-        )
     _check_number(questions, rows, folds, min_group)
     manifests.restore(manifest)
     tokenizer = loading.tokenizer(manifest.parent, manifests.trusted(manifest))
@@ -61,7 +55,6 @@ def tokenize_prompts(
     identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
     written = pd.DataFrame(shown)[identity].assign(
         permutation=list(range(rotations)) * len(rows),
-        shard=[index * shards // len(rows) for index in range(len(rows)) for _ in range(rotations)],
         model_sha256=_model(manifest),
         n_shots=[len(some) for some in before],
         n_tokens=[len(ids) for ids in input_ids],
@@ -70,7 +63,6 @@ def tokenize_prompts(
         option_ids=option_ids,  # type: ignore[arg-type] # the same
     )
     files.write_atomically(prompts, written.to_parquet(index=False))
-    files.keep_shards(prompts.parent, "residuals", shards)
     log.info(
         "%d prompts, %d tokens, options %s",
         len(shown),

@@ -192,6 +192,8 @@ def shown(run: results.Run, paths: Sequence[Path], mode: str, fold: np.ndarray) 
     for path in paths:
         with safe_open(path, "np") as shard:
             rows.append(shard.get_tensor("rows"))
+            if not len(rows[-1]):
+                continue
             primary = shard.get_slice(_key(mode, "fitted"))[:, :1][:, 0]
             control = shard.get_slice(_key(mode, "controls"))[:, 0]
         held_out = primary[np.arange(len(primary)), fold[rows[-1]]]

@@ -40,6 +40,7 @@ def passes(model, prompts, module, change):
 
 
 def test_blocks_are_read_at_their_means(chain):
+    chain.average()
     chain.ablate()
     chain.blocks()
     held = load_file(chain.path("blocks-0.safetensors"))
@@ -72,6 +73,7 @@ def test_a_model_whose_parts_cannot_be_told_has_empty_tables(chain, tmp_path):
     del held["written"]
     run = Run.load(chain.path("prompts.parquet"))
     save_file(held, other.path("residuals-0.safetensors"), {KEY: run.fingerprint})
+    other.average()
     other.ablate()
     other.blocks()
     assert not len(pd.read_parquet(other.path("blocks.parquet")))

@@ -241,6 +241,21 @@ def test_no_bit_depends_on_the_number_of_shards(tiny_model, shards):
         assert one["residuals"].shape == (len(one["rows"]), read.n_layers + 1, read.width)
 
 
+def test_shards_are_of_about_as_many_prompts_and_tokens(tiny_model):
+    """A beginning that prompts share is computed in few of them."""
+    read = model.LensModel(tiny_model)
+    drawn = np.random.default_rng(0)
+    alone = [drawn.integers(0, 96, size=drawn.integers(1, 12)).tolist() for _ in range(400)]
+    parts = [extract.read(read, alone, 24, shard, 4)["rows"].tolist() for shard in range(4)]
+    assert max(map(len, parts)) - min(map(len, parts)) < 20
+    tokens = [sum(len(alone[row]) for row in rows) for rows in parts]
+    assert max(tokens) < 1.1 * min(tokens)
+    subjects = drawn.integers(0, 96, size=(8, 20)).tolist()
+    alike = [[*subject, *one] for subject in subjects for one in ([a, a + 1] for a in range(50))]
+    parts = [extract.read(read, alike, 24, shard, 4)["rows"].tolist() for shard in range(4)]
+    assert [len({row // 50 for row in rows}) for rows in parts] == [2] * 4
+
+
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12),
     st.integers(1, 20),

@@ -346,7 +346,7 @@ def test_what_directions_are_is_saved_with_their_vectors(tmp_path):
     vectors = {one: torch.randn(3, 3, 1, 2, 8) for one in some}
     given = {"controls": torch.randn(1, 4, 8), "norms": torch.rand(3, 3, 6)}
     prompts = {"question_id": "q", "option_ids": [[1]], "input_ids": [[2]]}
-    table = pd.DataFrame(prompts).assign(shard=0, prompt="")
+    table = pd.DataFrame(prompts).assign(prompt="")
     run, path = Run(tmp_path / "prompts.parquet", table), tmp_path / "directions.safetensors"
     Fitted(directions=vectors, layers=[2], fold=torch.tensor([0]), **given).save(run, path)
     read = Fitted.load(run, path)

@@ -18,7 +18,7 @@ def recorded(tmp_path):
     """A run of six prompts in two shards, written in another order, and what was read of each."""
     prompts = pd.DataFrame({"question_id": list("abcdef"), "answer": [0, 1, 1, 3, 2, 0]})
     prompts["option_ids"], prompts["input_ids"] = [[1] * count for count in COUNTS], [[2]] * 6
-    prompts = prompts.assign(category="c", language="en", shard=0, prompt="")
+    prompts = prompts.assign(category="c", language="en", prompt="")
     run, cells = Run(tmp_path / "prompts.parquet", prompts), tally.cells(prompts, FOLD)
     given, paths = {}, []
     for shard, rows in enumerate([[5, 0, 3], [2, 1, 4]]):
