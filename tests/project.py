@@ -54,7 +54,7 @@ def small_study(folder: Path, **settings) -> Path:
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entry))
     config = yaml.safe_load((folder / "config/config.yaml").read_text())
     config |= {"models": ["tiny"], "questions": ["own"], "folds": 3}
-    config["extract"] |= {"shards": 2, "dtype": "float32"}
+    config["extract"] |= {"shards": 2, "batch_tokens": 300, "dtype": "float32"}
     config["calibration"] |= {"draws": 100, "min_group": 10}
     config["directions"]["random"] = 2
     config["nullspace"]["rules"] = ["energy=0.9", "k=4"]  # the tiny model is 32 wide

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.workflow
 
 def test_one_shard_and_eight_give_the_same_tables(tmp_path):
     """Byte for byte."""
-    study = small_study(tmp_path / "study", batch_tokens=300)
+    study = small_study(tmp_path / "study")
     path, found = study / "config/config.yaml", []
     for shards in (8, 1):
         config = yaml.safe_load(path.read_text())
