@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KEY = "prompts_sha256"  # in the metadata of every file
 PROMPT = ["question_id", "permutation"]  # what names a prompt
+PARTS = ("attention", "mlp")  # of a block, in the order in which they write
 
 
 @dataclass
@@ -324,6 +325,7 @@ class Results:
     phase = _File("results/{study}/lens/{model}/{questions}/phase.json")
     recalibration = _File("results/{study}/lens/{model}/{questions}/recalibration.parquet")
     recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
+    steps = _File("results/{study}/lens/{model}/{questions}/steps.parquet")
     rivals = _File("results/{study}/lens/{model}/{questions}/rivals.parquet")
     directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
     vectors = _File("results/{study}/directions/{model}/{questions}/directions.safetensors")
@@ -331,6 +333,7 @@ class Results:
     nullspace = _File("results/{study}/ablation/{model}/{questions}/nullspace.parquet")
     neurons = _File("results/{study}/ablation/{model}/{questions}/neurons.parquet")
     blocks = _File("results/{study}/ablation/{model}/{questions}/blocks.parquet")
+    norm = _File("results/{study}/ablation/{model}/{questions}/norm.parquet")
     sweep = _File("results/{study}/steering/{model}/{questions}/sweep.parquet")
     summary = _File("results/{study}/steering/{model}/{questions}/summary.json")
 

@@ -1,7 +1,7 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, .../lens/{model}/{questions}/,
 #                  resources/models/{model}/
 # OUTPUTS: results/{study}/ablation/{model}/{questions}/nullspace.parquet, neurons.parquet,
-#          means.safetensors, blocks-{shard}.safetensors, blocks.parquet
+#          norm.parquet, means.safetensors, blocks-{shard}.safetensors, blocks.parquet
 
 
 rule ablation:
@@ -10,7 +10,7 @@ rule ablation:
             "<results>/ablation/{model}/{questions}/{table}.parquet",
             model=config["models"],
             questions=config["questions"],
-            table=["nullspace", "neurons", "blocks"],
+            table=["nullspace", "neurons", "norm", "blocks"],
         ),
         deleted("ablation"),
 
@@ -68,6 +68,33 @@ rule ablate_neurons:
         "Ablating neurons of {wildcards.model} on {wildcards.questions}"
     shell:
         stage("ablate_neurons")
+
+
+rule measure_norm:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=code_of("measure_norm"),
+    output:
+        table="<results>/ablation/{model}/{questions}/norm.parquet",
+    log:
+        "<logs>/ablation/{model}/{questions}/norm.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/norm.tsv"
+    threads: workflow.cores
+    resources:
+        mem_mb=mb_of_model(4000, copies=2),
+        runtime=minutes(60),
+        gpu=GPU,
+    params:
+        **settings("measure_norm", config),
+    message:
+        "Reading {wildcards.model} on {wildcards.questions} with the norm's scale of other layers"
+    shell:
+        stage("measure_norm")
 
 
 rule average_parts:

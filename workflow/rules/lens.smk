@@ -1,7 +1,7 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
 #          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json,
-#          rivals.parquet;
+#          steps.parquet, rivals.parquet;
 #          metrics/{study}/{model}/{questions}.json and plots/{study}/{model}/{questions}.csv, the
 #          headline numbers and layer curves that Git keeps
 
@@ -12,7 +12,13 @@ rule lens:
             "<results>/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
-            file=["options.parquet", "phase.json", "recalibration.parquet", "rivals.parquet"],
+            file=[
+                "options.parquet",
+                "phase.json",
+                "recalibration.parquet",
+                "steps.parquet",
+                "rivals.parquet",
+            ],
         ),
         deleted("lens"),
 
@@ -95,6 +101,33 @@ rule measure_recalibration:
         "Recalibrating {wildcards.model} on {wildcards.questions}"
     shell:
         stage("measure_recalibration")
+
+
+rule measure_steps:
+    input:
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+        code=code_of("measure_steps"),
+    output:
+        steps="<results>/lens/{model}/{questions}/steps.parquet",
+    log:
+        "<logs>/lens/{model}/{questions}/steps.log",
+    benchmark:
+        "<benchmarks>/lens/{model}/{questions}/steps.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        **settings("measure_steps", config),
+    message:
+        "Dividing steps of {wildcards.model} on {wildcards.questions} between attention and MLP"
+    shell:
+        stage("measure_steps")
 
 
 rule measure_rivals:

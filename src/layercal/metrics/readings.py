@@ -136,7 +136,8 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
     Parameters
     ----------
     options : DataFrame
-        ``options.parquet``: one row a question, rotation of its options, and layer.
+        ``options.parquet``: one row a question, rotation of its options, and layer; option mass
+        and entropy may be left out.
     cluster : array of int, shape (n,), optional
         Of each question.
 
@@ -159,7 +160,8 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         return np.moveaxis(by_question, 2, 0)  # layers, questions, rotations, ...
 
     logits = by_layer(option_columns(options))
-    answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
+    answer = by_layer("answer")[0]
+    extra = {name: by_layer(name) for name in ("option_mass", "entropy") if name in options}
     by_rotation = [
         Readings(
             logits[:, :, r],
