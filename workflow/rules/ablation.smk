@@ -22,7 +22,6 @@ rule measure_null_space:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_null_space"),
     output:
         table="<results>/ablation/{model}/{questions}/nullspace.parquet",
     log:
@@ -36,6 +35,7 @@ rule measure_null_space:
         gpu=GPU,
     params:
         **settings("measure_null_space", config),
+        code=digest_of("measure_null_space"),
     message:
         "Measuring the null space of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -49,7 +49,6 @@ rule ablate_neurons:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("ablate_neurons"),
     output:
         table="<results>/ablation/{model}/{questions}/neurons.parquet",
     log:
@@ -63,6 +62,7 @@ rule ablate_neurons:
         gpu=GPU,
     params:
         **settings("ablate_neurons", config),
+        code=digest_of("ablate_neurons"),
         n_neurons=config["nullspace"]["neurons"],
     message:
         "Ablating neurons of {wildcards.model} on {wildcards.questions}"
@@ -77,7 +77,6 @@ rule measure_norm:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_norm"),
     output:
         table="<results>/ablation/{model}/{questions}/norm.parquet",
     log:
@@ -91,6 +90,7 @@ rule measure_norm:
         gpu=GPU,
     params:
         **settings("measure_norm", config),
+        code=digest_of("measure_norm"),
     message:
         "Reading {wildcards.model} on {wildcards.questions} with the norm's scale of other layers"
     shell:
@@ -103,7 +103,6 @@ rule average_parts:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("average_parts"),
     output:
         means="<results>/ablation/{model}/{questions}/means.safetensors",
     log:
@@ -114,6 +113,8 @@ rule average_parts:
     resources:
         mem_mb=growing(2000),
         runtime=growing(10),
+    params:
+        code=digest_of("average_parts"),
     message:
         "Averaging what blocks of {wildcards.model} write on {wildcards.questions}"
     shell:
@@ -127,7 +128,6 @@ rule ablate_blocks:
         residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
         means="<results>/ablation/{model}/{questions}/means.safetensors",
         phase="<results>/lens/{model}/{questions}/phase.json",
-        code=code_of("ablate_blocks"),
     output:
         logits="<results>/ablation/{model}/{questions}/blocks-{shard}.safetensors",
     log:
@@ -141,6 +141,7 @@ rule ablate_blocks:
         gpu=GPU,
     params:
         **settings("ablate_blocks", config),
+        code=digest_of("ablate_blocks"),
     message:
         "Ablating blocks of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
@@ -153,7 +154,6 @@ rule measure_blocks:
         logits=expand(
             "<results>/ablation/{{model}}/{{questions}}/blocks-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_blocks"),
     output:
         table="<results>/ablation/{model}/{questions}/blocks.parquet",
     log:
@@ -166,6 +166,7 @@ rule measure_blocks:
         runtime=growing(30),
     params:
         **settings("measure_blocks", config),
+        code=digest_of("measure_blocks"),
     message:
         "Measuring what blocks of {wildcards.model} do on {wildcards.questions}"
     shell:

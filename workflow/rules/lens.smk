@@ -30,7 +30,6 @@ rule read_lens:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("read_lens"),
     output:
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
@@ -45,6 +44,7 @@ rule read_lens:
         gpu=GPU,
     params:
         **settings("read_lens", config),
+        code=digest_of("read_lens"),
     message:
         "Reading {wildcards.model} on {wildcards.questions} through the logit lens"
     shell:
@@ -56,7 +56,6 @@ rule measure_calibration:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
-        code=code_of("measure_calibration"),
     output:
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",
@@ -73,6 +72,7 @@ rule measure_calibration:
         runtime=growing(30),
     params:
         **settings("measure_calibration", config),
+        code=digest_of("measure_calibration"),
     message:
         "Measuring calibration of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -83,7 +83,6 @@ rule measure_recalibration:
     input:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         options="<results>/lens/{model}/{questions}/options.parquet",
-        code=code_of("measure_recalibration"),
     output:
         recalibration="<results>/lens/{model}/{questions}/recalibration.parquet",
         phase="<results>/lens/{model}/{questions}/recalibrated-phase.json",
@@ -97,6 +96,7 @@ rule measure_recalibration:
         runtime=growing(30),
     params:
         **settings("measure_recalibration", config),
+        code=digest_of("measure_recalibration"),
     message:
         "Recalibrating {wildcards.model} on {wildcards.questions}"
     shell:
@@ -111,7 +111,6 @@ rule measure_steps:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_steps"),
     output:
         steps="<results>/lens/{model}/{questions}/steps.parquet",
     log:
@@ -124,6 +123,7 @@ rule measure_steps:
         runtime=growing(30),
     params:
         **settings("measure_steps", config),
+        code=digest_of("measure_steps"),
     message:
         "Dividing steps of {wildcards.model} on {wildcards.questions} between attention and MLP"
     shell:
@@ -137,7 +137,6 @@ rule measure_rivals:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_rivals"),
     output:
         table="<results>/lens/{model}/{questions}/rivals.parquet",
     log:
@@ -150,6 +149,7 @@ rule measure_rivals:
         runtime=growing(60),
     params:
         **settings("measure_rivals", config),
+        code=digest_of("measure_rivals"),
     message:
         "Measuring rivals of steering for {wildcards.model} on {wildcards.questions}"
     shell:

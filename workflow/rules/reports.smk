@@ -57,7 +57,6 @@ rule reports:
 rule draw_figures:
     input:
         tables=TABLES,
-        code=code_of("draw_figures"),
     output:
         png=report(
             "<reports>/{model}/{questions}.png",
@@ -77,6 +76,8 @@ rule draw_figures:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        code=digest_of("draw_figures"),
     message:
         "Drawing the figures of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -91,7 +92,6 @@ rule render_report:
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
         tables=TABLES,
-        code=code_of("render_report", beside=[NOTEBOOK]),
     output:
         executed="<reports>/{model}/{questions}.ipynb",
         html="<reports>/{model}/{questions}.html",
@@ -103,6 +103,8 @@ rule render_report:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        code=digest_of("render_report", beside=[NOTEBOOK]),
     message:
         "Rendering the report of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -136,7 +138,6 @@ rule render_atlas:
             model=OWN["models"],
             questions=OWN["questions"],
         ),
-        code=code_of("render_atlas"),
         templates=list(TEMPLATES.values()),
     output:
         html="<reports>/atlas.html",
@@ -151,6 +152,7 @@ rule render_atlas:
         mem_mb=2000,
         runtime=10,
     params:
+        code=digest_of("render_atlas"),
         pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the atlas of all models and question sets"
@@ -164,7 +166,6 @@ rule draw_workflow:
             beside("workflow/Snakefile"),
             *(beside(f"workflow/rules/{phase}.smk") for phase in PHASES),
         ],
-        code=code_of("draw_workflow"),
     output:
         png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),
         pdf="<reports>/workflow.pdf",
@@ -176,6 +177,8 @@ rule draw_workflow:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=digest_of("draw_workflow"),
     message:
         "Drawing the rules of this workflow"
     shell:
@@ -213,7 +216,6 @@ rule render_index:
         ),
         atlas="<reports>/atlas.html",
         workflow="<reports>/workflow.png",
-        code=code_of("render_index"),
         templates=list(TEMPLATES.values()),
     output:
         html="<reports>/index.html",
@@ -226,6 +228,7 @@ rule render_index:
         mem_mb=1000,
         runtime=10,
     params:
+        code=digest_of("render_index"),
         pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the index of reports"
@@ -274,7 +277,6 @@ rule render_explorer:
             questions=OWN["questions"],
             shard=SHARDS,
         ),
-        code=code_of("render_explorer"),
     output:
         html="<reports>/explore.html",
     log:
@@ -286,6 +288,7 @@ rule render_explorer:
         mem_mb=4000,
         runtime=10,
     params:
+        code=digest_of("render_explorer"),
         pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the interactive page"
