@@ -33,7 +33,7 @@ from layercal.stages.tokenize_prompts import tokenize_prompts
 TEMPLATES = ROOT / "src/layercal/report/templates"
 SHOWN = (
     *("prompts", "options", "metrics", "phase", "directions", "dimensions"),
-    *("recalibration", "recalibrated_phase", "steps", "rivals"),
+    *("phases", "recalibration", "recalibrated_phase", "steps", "rivals"),
     *("nullspace", "neurons", "norm", "blocks", "sweep", "summary"),
 )
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
@@ -106,6 +106,7 @@ class Chain:
             "draws": 100,
             "metrics": self.path("metrics.parquet"),
             "phase": self.path("phase.json"),
+            "phases": self.path("phases.parquet"),
             "numbers": self.path("numbers.json"),
             "curves": self.path("curves.csv"),
         }

@@ -323,6 +323,7 @@ class Results:
     tuned = _File("results/{study}/lens/{model}/{questions}/tuned.parquet")
     metrics = _File("results/{study}/lens/{model}/{questions}/metrics.parquet")
     phase = _File("results/{study}/lens/{model}/{questions}/phase.json")
+    phases = _File("results/{study}/lens/{model}/{questions}/phases.parquet")
     recalibration = _File("results/{study}/lens/{model}/{questions}/recalibration.parquet")
     recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
     steps = _File("results/{study}/lens/{model}/{questions}/steps.parquet")

@@ -27,7 +27,7 @@ def prompts_of(n=9, rotations=1, **changes):
             "prompt": "?",
         }
         | {"input_ids": [i, r], "option_ids": [5, 6, 7, 8]}
-        | {"cluster": f"q/{i}", "category": "c", "subject": "s", "language": "en"}
+        | {"cluster": f"q/{i}", "category": "c", "subject": "s", "language": "en", "flag": ""}
         for i in range(n)
         for r in range(rotations)
     ]
@@ -236,7 +236,8 @@ READ = {
     "logits-1.safetensors",
     "figure": "options.parquet metrics.parquet phase.json directions.parquet dimensions.parquet "
     "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json "
-    "recalibration.parquet recalibrated-phase.json steps.parquet rivals.parquet norm.parquet",
+    "phases.parquet recalibration.parquet recalibrated-phase.json steps.parquet rivals.parquet "
+    "norm.parquet",
     "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json",
 }
 

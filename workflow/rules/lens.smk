@@ -1,6 +1,7 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json,
+#          metrics.parquet, phase.json, phases.parquet, recalibration.parquet,
+#          recalibrated-phase.json,
 #          steps.parquet, rivals.parquet;
 #          metrics/{study}/{model}/{questions}.json and plots/{study}/{model}/{questions}.csv, the
 #          headline numbers and layer curves that Git keeps
@@ -59,6 +60,7 @@ rule measure_calibration:
     output:
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",
+        phases="<results>/lens/{model}/{questions}/phases.parquet",
         # kept in Git: a job that fails leaves them as they were
         numbers=update("<metrics>/{model}/{questions}.json"),
         curves=update("<plots>/{model}/{questions}.csv"),

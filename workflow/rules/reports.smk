@@ -16,6 +16,7 @@ TABLES = [
     "<results>/lens/{model}/{questions}/options.parquet",
     "<results>/lens/{model}/{questions}/metrics.parquet",
     "<results>/lens/{model}/{questions}/phase.json",
+    "<results>/lens/{model}/{questions}/phases.parquet",
     "<results>/lens/{model}/{questions}/recalibration.parquet",
     "<results>/lens/{model}/{questions}/recalibrated-phase.json",
     "<results>/lens/{model}/{questions}/steps.parquet",

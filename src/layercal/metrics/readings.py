@@ -29,7 +29,7 @@ class Group:
 
     Attributes
     ----------
-    kind : {"all", "category", "subject", "language"}
+    kind : {"all", "category", "subject", "language", "flag"}
     name : str
         Of all questions there is none.
     """
@@ -235,7 +235,9 @@ def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
     Parameters
     ----------
     prompts : DataFrame, n rows
-        With ``category``, ``subject`` and ``language``; of several languages, each is a group, too.
+        With ``category``, ``subject``, ``language`` and ``flag``; of several languages, each is a
+        group, too. Where questions were reviewed, those that are ``ok`` are a group, those
+        ``faulty`` another.
 
     Returns
     -------
@@ -246,6 +248,10 @@ def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
     for kind in kinds:
         for name in sorted(set(prompts[kind])):
             members[Group(kind, name)] = (prompts[kind] == name).to_numpy()
+    reviewed, ok = prompts["flag"].ne("").to_numpy(), prompts["flag"].eq("ok").to_numpy()
+    for name, inside in (("ok", ok), ("faulty", reviewed & ~ok)):
+        if inside.any():
+            members[Group("flag", name)] = inside
     return members
 
 
