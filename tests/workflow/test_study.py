@@ -42,6 +42,7 @@ def study(tmp_path_factory):
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     done = snakemake(folder)
     assert done.returncode == 0, done.said
+    assert "Open reports/rendered/embedded/index.html" in done.said
     return folder
 
 
