@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from layercal import results
+from layercal.model import Prefix
 from layercal.model.fetched import load_fetched
 from layercal.stages import Output
 from layercal.steering import interventions, steered, tally
@@ -50,11 +50,10 @@ def steer_prompts(
     bar = tqdm(read["rows"].tolist(), desc=label, unit="prompt", disable=None)
     for row, held in zip(bar, read["residuals"], strict=True):
         prompt = run.prompts.iloc[row]
-        prefix = model.prefix(torch.tensor(prompt["input_ids"]))
-        # from the residuals that the lens reads
         swept = interventions.sweep_prompt(
             model,
-            replace(prefix, residuals=held.to(model.device)),
+            # from the residuals that the lens reads
+            Prefix(torch.tensor(prompt["input_ids"])[None], held.to(model.device)),
             torch.tensor(prompt["option_ids"]),
             fitted,
             int(fitted.fold[row]),

@@ -28,11 +28,14 @@ class Mode(NamedTuple):
     label : str
     acts : str
         What of the model acts on the change, in a sentence.
+    behind : bool
+        Whether changed answer tokens run behind the prompt, which must have run for it.
     """
 
     read: Callable[[int, int], int]
     label: str
     acts: str
+    behind: bool = False
 
 
 MODES = {
@@ -45,6 +48,7 @@ MODES = {
         lambda layer, final: final,
         "steered, read at the last layer",
         "The remaining blocks run on the changed stream.",
+        behind=True,
     ),
     "all-positions": Mode(
         lambda layer, final: final,
