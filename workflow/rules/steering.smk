@@ -33,7 +33,7 @@ rule steer_prompts:
         runtime=minutes(240),
         gpu=GPU,
     params:
-        **settings("steer_prompts", config),
+        **settings("steer_prompts", config) | {"modes": asked("modes", config["steering"])},
     message:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
@@ -63,7 +63,9 @@ rule evaluate_steering:
         runtime=growing(30),
     params:
         **settings("evaluate_steering", config),
-        pairs=len(OWN["models"]) * len(OWN["questions"]),  # of the whole study
+        # of the whole study
+        pairs=len(OWN["models"]) * len(OWN["questions"]),
+        branches=study.branches(OWN, QUESTIONS),
     message:
         "Evaluating steering of {wildcards.model} on {wildcards.questions}"
     shell:

@@ -158,10 +158,10 @@ class ClosedForm:
         return self.known[key]
 
 
-def _parts(joined: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def _parts(joined: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Views (layers, F, r, ...) of what is joined along rows, (layers, rows, ...)."""
     parts = joined.split([fits * rank for fits, rank in shapes], 1)
-    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [part.unflatten(1, tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @contextmanager
