@@ -59,7 +59,7 @@ rule evaluate_steering:
         "<benchmarks>/steering/{model}/{questions}/sweep.tsv"
     threads: 1
     resources:
-        mem_mb=mb(4000, copies=4),
+        mem_mb=mb(4000, copies=0.5),
         runtime=growing(30),
     params:
         **settings("evaluate_steering", config),

@@ -152,7 +152,11 @@ class Sweep(Scoring):
     def choose(self, logits: np.ndarray, among: np.ndarray | None = None) -> list[int]:
         """Setting chosen for each fold on the other folds, from :meth:`settings`."""
         alphas = list(self.alphas) * (logits.shape[1] // len(self.alphas))
-        nll, correct = losses(logits, self.answer)["nll"], logits.argmax(-1) == self.answer
+        # fold by fold: in float64 all of them at once would be the most that is ever held
+        nll, correct = np.empty(logits.shape[:-1]), np.empty(logits.shape[:-1], bool)
+        for f, of_fold in enumerate(logits):
+            nll[f] = losses(of_fold, self.answer)["nll"]
+            correct[f] = of_fold.argmax(-1) == self.answer
         return cross_select(nll, correct, self.fold, alphas, self.accuracy_margin, among)
 
     def scored(self, logits: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
