@@ -226,6 +226,7 @@ class Chain:
             "phase": self.path("phase.json"),
             "logits": sorted(self.folder.glob("logits-*.safetensors")),
             "alphas": [0.0, 1.0],
+            "branches": 2,
             "min_group": 10,
             "draws": 100,
             "sweep": self.path("sweep.parquet"),

@@ -372,6 +372,10 @@ class QuestionSet(Keys):
     prompt: Prompt = optional("Overrides prompt of the config for this set.")
     shots: Shots = optional("Overrides shots of the config for this set.")
     option_order: OptionOrder = optional("Overrides option_order of the config for this set.")
+    modes: Some[Mode] = optional(
+        "Overrides steering: modes of the config for this set; lens alone reads what extraction "
+        "has kept, thousands of questions in minutes."
+    )
 
     @classmethod
     def faults(cls, entry: dict) -> Iterator[str]:

@@ -57,7 +57,7 @@ PHASES = {
     "lens": Phase((EXTRACT, MODELS), (LENS,)),
     "ablation": Phase((EXTRACT, LENS, MODELS), (ABLATION,)),
     "directions": Phase((EXTRACT, LENS, MODELS), (DIRECTIONS,)),
-    "steering": Phase((EXTRACT, LENS, DIRECTIONS, MODELS), (STEERING,)),
+    "steering": Phase((str(REGISTRIES[1]), EXTRACT, LENS, DIRECTIONS, MODELS), (STEERING,)),
     "reports": Phase(
         (
             *("workflow/Snakefile", TEMPLATES, NOTEBOOK, MODELS, QUESTIONS),

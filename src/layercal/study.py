@@ -54,6 +54,20 @@ def own_config(files: Sequence[str | Path]) -> dict:
     return own
 
 
+def branches(config: Mapping, questions: Mapping) -> int:
+    """Count a model, a question set and a mode of it each: over them a study splits its level.
+
+    Parameters
+    ----------
+    config : mapping
+    questions : mapping
+        The registry; an entry may have modes of its own.
+    """
+    modes = config["steering"]["modes"]
+    of_sets = (len(questions[name].get("modes", modes)) for name in config["questions"])
+    return len(config["models"]) * sum(of_sets)
+
+
 def differences(here: Mapping, there: Mapping, parents: str = "") -> dict[str, tuple]:
     """Compare two configs in all that results depend on: key -> (here, there)."""
     found: dict[str, tuple] = {}

@@ -101,14 +101,21 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models(in_project):
     assert {**paper["extract"], "shards": 4} == CONFIG["extract"]
 
 
-@pytest.mark.parametrize("name", ["config", "paper", "languages"])
+@pytest.mark.parametrize("name", ["config", "paper", "languages", "mmlu"])
 def test_there_are_controls_enough_for_the_claims_of_a_study(name, in_project):
     """A rank among R is never below 1 / (1 + R), whatever a direction does."""
     config = study.own_config([f"config/{name}.yaml"])
-    pairs = len(config["models"]) * len(config["questions"])
-    family = claims.Family(pairs, len(config["steering"]["modes"]))
+    family = claims.Family(study.branches(config, FIXED[1]))
     level = family.level_of(claims.BEYOND_CONTROLS)
     assert 1 / (1 + config["directions"]["random"]) <= level
+
+
+def test_the_family_of_a_study_counts_the_modes_of_each_set(in_project):
+    config = study.own_config([])
+    sets = {"plain": {}, "large": {"modes": ["lens"]}}
+    config |= {"models": ["a", "b", "c"], "questions": ["plain", "large"]}
+    assert study.branches(config, sets) == 3 * (2 + 1)
+    assert study.branches({**config, "questions": ["large"]}, sets) == 3
 
 
 @pytest.mark.parametrize(
@@ -434,6 +441,7 @@ def test_dvc_hashes_the_registries_that_a_stage_reads():
     assert {name: paths for name, paths in reading.items() if paths} == {
         "fetch": registries,
         "extract": {"config/questions.yaml"},  # how a set is asked
+        "steering": {"config/questions.yaml"},  # in which modes
     }
     for stage in stages.values():
         assert {path for each in stage["params"] for path in each} == {"config/config.yaml"}

@@ -54,9 +54,9 @@ def deleted(phase):
     return files
 
 
-def asked(key):
-    """How a question set is asked: as its entry says, else as the config does."""
-    return lambda wildcards: QUESTIONS[wildcards.questions].get(key, config[key])
+def asked(key, otherwise=config):
+    """How a question set is asked: as its entry says, else as the config, or a section of it."""
+    return lambda wildcards: QUESTIONS[wildcards.questions].get(key, otherwise[key])
 
 
 def template(wildcards):

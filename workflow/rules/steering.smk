@@ -32,7 +32,7 @@ rule steer_prompts:
         runtime=minutes(240),
         gpu=GPU,
     params:
-        **settings("steer_prompts", config),
+        **settings("steer_prompts", config) | {"modes": asked("modes", config["steering"])},
         code=digest_of("steer_prompts"),
     message:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
@@ -58,12 +58,14 @@ rule evaluate_steering:
         "<benchmarks>/steering/{model}/{questions}/sweep.tsv"
     threads: 1
     resources:
-        mem_mb=mb(4000, copies=4),
+        mem_mb=mb(4000, copies=0.5),
         runtime=growing(30),
     params:
         **settings("evaluate_steering", config),
         code=digest_of("evaluate_steering"),
-        pairs=len(OWN["models"]) * len(OWN["questions"]),  # of the whole study
+        # of the whole study
+        pairs=len(OWN["models"]) * len(OWN["questions"]),
+        branches=study.branches(OWN, QUESTIONS),
     message:
         "Evaluating steering of {wildcards.model} on {wildcards.questions}"
     shell:

@@ -25,24 +25,33 @@ ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 @dataclass
 class Prefix:
-    """A prompt that has run once: the cache of all its tokens but the last, and its residuals.
+    """A prompt, its residuals and, once it has run, the cache of all its tokens but the last.
 
     Attributes
     ----------
-    cache : DynamicCache
-        Keys and values of tokens ``0 .. length - 1``.
-    length : int
-        Number of cached tokens; also the position id of the answer token.
     input_ids : Tensor, shape (1, length + 1)
         All tokens; the last one is the answer token.
     residuals : Tensor, shape (L + 1, d)
         Unsteered residual stream at the answer position.
+    ran : DynamicCache, optional
+        Keys and values of tokens ``0 .. length - 1``; None where only the residuals are known.
     """
 
-    cache: DynamicCache
-    length: int
     input_ids: Tensor
     residuals: Tensor
+    ran: DynamicCache | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens before the answer token; also the position id of that."""
+        return self.input_ids.shape[1] - 1
+
+    @property
+    def cache(self) -> DynamicCache:
+        """What blocks run behind."""
+        if self.ran is None:
+            raise ValueError("this prompt has not run, so that nothing can run behind it")
+        return self.ran
 
     @property
     def in_window(self) -> bool:
@@ -138,8 +147,7 @@ class Passes:
         past = input_ids.shape[1] - 1
         positions = torch.arange(past + 1, device=self.device)[None]
         cache = DynamicCache(config=self.model.config.get_text_config())
-        found = Prefix(cache, past, input_ids, residuals=torch.empty(0))  # what follows reads them
-        if found.in_window:
+        if fits_windows(cache, past + 1):
             with self._capture(torch.tensor([past])) as captured:
                 self._decode(input_ids, positions, past_key_values=cache, use_cache=True)
             cache.crop(-1)
@@ -161,8 +169,7 @@ class Passes:
                     past_key_values=architecture.cache_view(cache),
                     use_cache=True,
                 )
-        found.residuals = torch.cat([h.to(self.device) for h in captured])
-        return found
+        return Prefix(input_ids, torch.cat([h.to(self.device) for h in captured]), cache)
 
     @torch.inference_mode()
     def residuals_after(self, prefix: Prefix, tails: Sequence[Tensor]) -> Tensor:

@@ -183,7 +183,7 @@ def _claims(reports: dict[str, Results]) -> pd.DataFrame:
         report: {claim["claim"]: _said(claim) for claim in results.summary["claims"]}
         for report, results in reports.items()
     }
-    return pd.DataFrame(said).rename_axis("claim").reset_index()
+    return pd.DataFrame(said).fillna("not steered so").rename_axis("claim").reset_index()
 
 
 def _said(claim: dict) -> str:

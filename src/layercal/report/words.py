@@ -138,7 +138,7 @@ def halves(results: Results) -> str:
 
 def _by_part(rows: pd.DataFrame) -> str:
     return " and ".join(
-        f"{row.value:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}) by {PART_NAMES[row.part]}"
+        f"{row.value:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}) by {PART_NAMES[str(row.part)]}"
         for row in rows.itertuples()
     )
 

@@ -23,6 +23,7 @@ def evaluate_steering(
     accuracy_margin: float = 0.02,
     nll_margin: float = 0.01,
     pairs: int = 1,
+    branches: int = 1,
     min_group: int = 30,
     n_bins: int = 10,
     draws: int = 1000,
@@ -52,7 +53,7 @@ def evaluate_steering(
     for group in (one for one in groups if one.kind == "language"):
         part = swept.take(groups[group])
         parts[group] = part, reached.above_chance and verdicts.above_chance(part)
-    family = claims.Family(pairs, len(swept.modes))
+    family = claims.Family(branches)
     rows = verdicts.summarise(
         parts,
         nll_margin=nll_margin,

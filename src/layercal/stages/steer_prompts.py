@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from layercal import results
+from layercal.model import Prefix
 from layercal.model.fetched import load_fetched
+from layercal.model.unembedding import reads_in_closed_form
 from layercal.stages import Output
 from layercal.steering import interventions, steered, tally
+from layercal.steering.closed_form import ClosedForm
 from layercal.steering.fitted import Fitted
 
 
@@ -45,22 +47,22 @@ def steer_prompts(
         return
     model = load_fetched(manifest, dtype, device, quantize, threads)
     n_options = run.prompts["option_ids"].map(len).max()
+    closed = "lens" in modes and reads_in_closed_form(model)
+    at_layer = ClosedForm(model, fitted, alphas) if closed else None
+    others = [mode for mode in modes if mode != "lens" or not closed]
     recorder = steered.Recorder(tally.cells(run.prompts, fitted.fold.numpy()), n_options, n_bins)
     label = f"{manifest.parent.name}: steering, shard {shard}"
     bar = tqdm(read["rows"].tolist(), desc=label, unit="prompt", disable=None)
     for row, held in zip(bar, read["residuals"], strict=True):
-        prompt = run.prompts.iloc[row]
-        prefix = model.prefix(torch.tensor(prompt["input_ids"]))
-        # from the residuals that the lens reads
-        swept = interventions.sweep_prompt(
-            model,
-            replace(prefix, residuals=held.to(model.device)),
-            torch.tensor(prompt["option_ids"]),
-            fitted,
-            int(fitted.fold[row]),
-            alphas,
-            modes,
-            chunk,
-        )
+        prompt, own = run.prompts.iloc[row], int(fitted.fold[row])
+        option_ids, swept = torch.tensor(prompt["option_ids"]), {}
+        if at_layer:
+            swept["lens"] = at_layer.sweep(held, option_ids, own)
+        if others:
+            # from the residuals that the lens reads
+            prefix = Prefix(torch.tensor(prompt["input_ids"])[None], held.to(model.device))
+            swept |= interventions.sweep_prompt(
+                model, prefix, option_ids, fitted, own, alphas, others, chunk
+            )
         recorder.add(row, prompt["answer"], swept)
     run.write(logits, {"rows": read["rows"], **recorder.tensors()})

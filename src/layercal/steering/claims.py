@@ -4,10 +4,11 @@ Every claim about steering rests on the primary direction, on NLL, and on one se
 before anything is steered: read at the steered layer, the first layer of the sweep, which is the
 peak of ECE; through the network, the layer chosen with the scale on other questions.
 
-The family of a study holds one branch for each model, question set and mode. Its level is split
-evenly over the branches (Bonferroni). Within a branch, that NLL falls is tested at the
-branch's level; if it is shown, the level passes on to what is claimed of that fall (serial
-gatekeeping; Dmitrienko & Tamhane 2007, doi:10.1002/sim.2864), in the shares of ``CLAIMS``.
+The family of a study holds one branch for each model, question set and mode of that set; sets may
+be steered in different modes. Its level is split evenly over the branches (Bonferroni). Within a
+branch, that NLL falls is tested at the branch's level; if it is shown, the level passes on to what
+is claimed of that fall (serial gatekeeping; Dmitrienko & Tamhane 2007, doi:10.1002/sim.2864), in
+the shares of ``CLAIMS``.
 """
 
 from __future__ import annotations
@@ -43,19 +44,16 @@ class Family:
 
     Attributes
     ----------
-    pairs : int
-        Of a model and a question set in the study.
-    modes : int
-        Modes of reading.
+    branches : int
+        Of a model, a question set and a mode in which that set is steered; of the whole study.
     """
 
-    pairs: int = 1
-    modes: int = 1
+    branches: int = 1
 
     @property
     def branch_level(self) -> float:
         """Level of one branch."""
-        return LEVEL / (self.pairs * self.modes)
+        return LEVEL / self.branches
 
     def level_of(self, claim: str) -> float:
         """Level at which a claim of a branch is tested."""

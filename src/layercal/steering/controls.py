@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from layercal.model import LensModel
-from layercal.model.unembedding import fold_rows
+from layercal.model.unembedding import as_seen, fold_rows
 from layercal.steering.directions import Split
 
 
@@ -73,8 +73,7 @@ def matched_directions(
     for place, layer in enumerate(layers):
         fitted = primary.diagonal()[place if primary.shape[2] > 1 else 0].T.double()
         stream, seen = (
-            _as_seen(one, split.model.norm_map[2])
-            for one in (split.residuals[:, layer].double(), fitted)
+            as_seen(split.model, one) for one in (split.residuals[:, layer].double(), fitted)
         )
         stream = normalize(stream, dim=-1)
         mean = _off(stream.mean(0), unseen)
@@ -84,11 +83,6 @@ def matched_directions(
         unit = along * normalize(mean, dim=0) + (1 - along**2).sqrt() * away
         found.append(unit * seen.norm(dim=-1).mean())
     return torch.stack(found).float()
-
-
-def _as_seen(vectors: Tensor, centred: bool) -> Tensor:
-    """Vectors as the final norm sees them."""
-    return vectors - vectors.mean(-1, keepdim=True) if centred else vectors
 
 
 def _off(vectors: Tensor, basis: Tensor) -> Tensor:

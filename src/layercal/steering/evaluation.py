@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,7 @@ class Sweep(Scoring):
         Settings of the sweep; ``alphas`` holds 0.
     """
 
-    steered: dict[str, Steered[np.ndarray]]
+    steered: dict[str, Steered]
     controls: Tally
     fold: np.ndarray
     norms: np.ndarray
@@ -151,7 +152,11 @@ class Sweep(Scoring):
     def choose(self, logits: np.ndarray, among: np.ndarray | None = None) -> list[int]:
         """Setting chosen for each fold on the other folds, from :meth:`settings`."""
         alphas = list(self.alphas) * (logits.shape[1] // len(self.alphas))
-        nll, correct = losses(logits, self.answer)["nll"], logits.argmax(-1) == self.answer
+        # fold by fold: in float64 all of them at once would be the most that is ever held
+        nll, correct = np.empty(logits.shape[:-1]), np.empty(logits.shape[:-1], bool)
+        for f, of_fold in enumerate(logits):
+            nll[f] = losses(of_fold, self.answer)["nll"]
+            correct[f] = of_fold.argmax(-1) == self.answer
         return cross_select(nll, correct, self.fold, alphas, self.accuracy_margin, among)
 
     def scored(self, logits: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
@@ -173,7 +178,15 @@ class Sweep(Scoring):
 
     def unsteered(self, mode: str, place: int) -> np.ndarray:
         """Logits at a layer without steering; (n, n_options)."""
-        return self.steered[mode].fitted[:, 0, 0, place, self.none]
+        return self._still[mode][:, place]
+
+    @cached_property
+    def _still(self) -> dict[str, np.ndarray]:
+        """Logits without steering by mode; (n, layers, n_options)."""
+        return {
+            mode: read.fitted[:, 0][:, 0, :, self.none].copy()
+            for mode, read in self.steered.items()
+        }
 
     def held_out(self, mode: str, direction: Direction) -> np.ndarray:
         """Logits of each question under the fit without its fold; (layers, alphas, n, options)."""

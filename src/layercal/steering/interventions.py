@@ -10,6 +10,7 @@ with the final norm live, and with its scale frozen at that of the unsteered str
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -189,7 +190,7 @@ def sweep_prompt(
     ----------
     model : LensModel
     prefix : Prefix
-        The prompt, run once.
+        The prompt; where a mode needs it to run and it has not, it is run here.
     option_ids : Tensor, shape (n_options,)
     fitted : Fitted
     own : int
@@ -206,6 +207,8 @@ def sweep_prompt(
     """
     variants, scales = fitted.variants(), torch.tensor(alphas)
     layers, moved = list(fitted.layers), scales != 0
+    if prefix.ran is None and any(MODES[mode].behind for mode in modes):
+        prefix = replace(model.prefix(prefix.input_ids[0]), residuals=prefix.residuals)
     if "all-positions" in modes:
         streams = model.streams(prefix.input_ids[0], layers)
     found: dict[str, list[tuple[Tensor, ...]]] = {mode: [] for mode in modes}

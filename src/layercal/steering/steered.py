@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import safe_open
@@ -28,11 +27,14 @@ class Mode(NamedTuple):
     label : str
     acts : str
         What of the model acts on the change, in a sentence.
+    behind : bool
+        Whether changed answer tokens run behind the prompt, which must have run for it.
     """
 
     read: Callable[[int, int], int]
     label: str
     acts: str
+    behind: bool = False
 
 
 MODES = {
@@ -45,6 +47,7 @@ MODES = {
         lambda layer, final: final,
         "steered, read at the last layer",
         "The remaining blocks run on the changed stream.",
+        behind=True,
     ),
     "all-positions": Mode(
         lambda layer, final: final,
@@ -55,6 +58,7 @@ MODES = {
 
 
 Array = TypeVar("Array")  # NumPy's, or a Tensor
+BLOCK = 64  # prompts of a shard that are read at once
 
 
 @dataclass
@@ -133,8 +137,59 @@ class Recorder:
         return {name: torch.stack(one) for name, one in self.kept.items()} | sums
 
 
+class Stored:
+    """Readings of all prompts in their files, of which one variant is read at a time.
+
+    Indexed as an array of shape (n, variants, ...): ``[:, variant]`` reads that of each prompt;
+    ``[rows]`` keeps some of the prompts and reads nothing. So a sweep larger than memory can be
+    evaluated.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Shards that are not empty.
+    name : str
+        Of the tensor.
+    rows : array of int, shape (n,)
+        Their places in the shards one after another, in the order wanted.
+    """
+
+    def __init__(self, paths: Sequence[Path], name: str, rows: np.ndarray):
+        self.paths, self.name, self.rows = paths, name, rows
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple):
+            return Stored(self.paths, self.name, self.rows[key])
+        every, variant = key
+        if every != slice(None):
+            raise TypeError("stored readings are indexed as [rows] or [:, variant]")
+        wanted = np.argsort(self.rows)
+        stored, start, found = self.rows[wanted], 0, np.empty(0)
+        for block in self._blocks(variant):
+            here = slice(*np.searchsorted(stored, (start, start + len(block))))
+            if not start:
+                found = np.empty((len(wanted), *block.shape[1:]), block.dtype)
+            found[wanted[here]] = block[stored[here] - start]
+            start += len(block)
+        return found
+
+    def _blocks(self, variant: int) -> Iterator[np.ndarray]:
+        """One variant of some rows at a time, in the order in which they are stored."""
+        for path in self.paths:
+            start, end = 0, 1
+            while start < end:
+                # opened anew: what is read of an open file stays in memory until it is closed
+                with safe_open(path, "np") as shard:
+                    tensor = shard.get_slice(self.name)
+                    end = tensor.get_shape()[0]
+                    rows = slice(start, min(start + BLOCK, end))
+                    block = tensor[rows, variant : variant + 1][:, 0]
+                yield block
+                start += BLOCK
+
+
 def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict]:
-    """Gather shards, the prompts in the order of the run.
+    """Open shards, the prompts in the order of the run.
 
     Parameters
     ----------
@@ -144,7 +199,8 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict]:
     Returns
     -------
     steered : dict of Steered
-        By mode; arrays of which the first axis is the prompt.
+        By mode; of which the first axis is the prompt. ``fitted`` and ``frozen`` are
+        :class:`Stored`.
     sums : dict of array, shape (cells, layers, R, alphas, sums)
         By mode, of all controls; see :class:`layercal.steering.tally.Tally`.
 
@@ -153,23 +209,33 @@ def load(run: results.Run, paths: Sequence[Path]) -> tuple[dict, dict]:
     InputError
         As of :meth:`layercal.results.Run.shards`.
     """
-    import torch
-
-    shards, order = run.shards(paths)
-    names = [one.name for one in fields(Steered)]
-
-    def gathered(name: str) -> np.ndarray:
-        return torch.cat([shard.pop(name) for shard in shards])[order].numpy()
-
-    modes = [mode for mode in MODES if _key(mode, "fitted") in shards[0]]
-    steered = {
-        mode: Steered(**{name: gathered(_key(mode, name)) for name in names}) for mode in modes
+    rows: list[np.ndarray] = []
+    small: dict[str, list[np.ndarray]] = {}
+    sums: dict[str, np.ndarray] = {}
+    for path in paths:
+        run.check(path)
+        with safe_open(path, "np") as shard:
+            rows.append(shard.get_tensor("rows"))
+            for mode in MODES if len(rows[-1]) else ():
+                if _key(mode, "sums") not in shard.keys():  # noqa: SIM118
+                    continue
+                sums[mode] = sums.get(mode, 0) + shard.get_tensor(_key(mode, "sums"))
+                for name in ("controls", "growth"):
+                    key = _key(mode, name)
+                    small.setdefault(key, []).append(shard.get_tensor(key))
+    order = run.order(paths, rows)
+    held = [path for path, some in zip(paths, rows, strict=True) if len(some)]
+    steered: dict[str, Steered] = {
+        mode: Steered(
+            fitted=Stored(held, _key(mode, "fitted"), order),
+            frozen=Stored(held, _key(mode, "frozen"), order),
+            controls=np.concatenate(small[_key(mode, "controls")])[order],
+            growth=np.concatenate(small[_key(mode, "growth")])[order],
+        )
+        for mode in MODES
+        if mode in sums
     }
-    units = {
-        mode: reduce(torch.add, (shard[_key(mode, "sums")] for shard in shards)) for mode in modes
-    }
-    sums = {mode: one.numpy() * tally.UNIT for mode, one in units.items()}
-    return steered, sums
+    return steered, {mode: sums[mode] * tally.UNIT for mode in steered}
 
 
 def shown(run: results.Run, paths: Sequence[Path], mode: str, fold: np.ndarray) -> np.ndarray:

@@ -126,11 +126,17 @@ def _steered_rows(sweep: Sweep, mode: str, accuracy_level: float) -> Iterator[di
     """Each variant at each layer, beside the controls there."""
     for places in layer_choices(sweep, mode):
         of_controls = sweep.controls.changes(mode, places)
-        logits = sweep.settings(sweep.grown(mode), places)
-        grown = sweep.scored(logits, sweep.choose(logits))
+        grown, _ = _grown(sweep, mode, places)
         for direction in sweep.done(mode):
             row = _steered_row(sweep, mode, direction, places, grown, accuracy_level)
             yield row | against_controls(row, of_controls)
+
+
+def _grown(sweep: Sweep, mode: str, places: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+    """Logits (n, n_options) at the temperature of equal growth, and the settings chosen for it."""
+    logits = sweep.settings(sweep.grown(mode), places)
+    chosen = sweep.choose(logits)
+    return sweep.scored(logits, chosen), chosen
 
 
 def _steered_row(
@@ -142,7 +148,6 @@ def _steered_row(
     accuracy_level: float,
 ) -> dict:
     logits = sweep.settings(sweep.by_fold(mode, direction), places)
-    frozen = sweep.settings(sweep.by_fold(mode, direction, frozen=True), places)
     chosen = sweep.choose(logits)
     before, after = sweep.unsteered(mode, places[0]), sweep.scored(logits, chosen)
     low, high = sweep.accuracy_interval(before, after, accuracy_level)
@@ -157,12 +162,12 @@ def _steered_row(
     row = head | sweep.changes(before, after)
     row |= {"accuracy_claim_low": low, "accuracy_claim_high": high}
     start = int(np.flatnonzero(np.tile(sweep.alphas, len(places)) == 0)[0])
+    tempered = sweep.tempered(logits, [start] * len(chosen)), sweep.tempered(logits, chosen)
+    del logits  # before others of their size are read
+    frozen = sweep.settings(sweep.by_fold(mode, direction, frozen=True), places)
     pairs = {
         "frozen": (before, sweep.scored(frozen, chosen)),
-        "beyond_temperature": (
-            sweep.tempered(logits, [start] * len(chosen)),
-            sweep.tempered(logits, chosen),
-        ),
+        "beyond_temperature": tempered,
     }
     pairs["instead_of_temperature"] = pairs["beyond_temperature"][0], after
     pairs["beyond_growth"] = grown, after
@@ -221,9 +226,7 @@ def _baseline_rows(sweep: Sweep, mode: str) -> Iterator[dict]:
             after = baselines.cross_apply(baseline, before, sweep.answer, sweep.fold)
             yield {"direction": name, **head, **sweep.changes(before, after)}
         places = [place] if mode == "lens" else everywhere
-        logits = sweep.settings(sweep.grown(mode), places)
-        chosen = sweep.choose(logits)
-        after = sweep.scored(logits, chosen)
+        after, chosen = _grown(sweep, mode, places)
         head |= {"direction": GROWTH_TEMPERATURE, **_choices(sweep, places, chosen)}
         yield head | sweep.changes(before, after)
 

@@ -111,7 +111,7 @@ def test_controls_as_good_refute_and_too_few_of_them_decide_nothing(rng):
     assert outcomes(as_good)[CONTROLS] == "refuted"
     few = said(sweep(rng, HELPS, n_controls=19, growth=STILL))[CONTROLS]
     assert few["outcome"] == "undecided" and "set directions: random to 39" in few["evidence"]
-    family = claims.Family(pairs=2, modes=2)
+    family = claims.Family(branches=4)
     few = said(sweep(rng, HELPS, n_controls=99, growth=STILL), family=family)[CONTROLS]
     assert few["outcome"] == "undecided" and "random to 159" in few["evidence"]
     many = sweep(rng, HELPS, n_controls=159, growth=STILL)
@@ -245,7 +245,7 @@ def test_accuracy_is_kept_by_equivalence(low, high, expected):
 
 
 def test_the_level_is_split_over_the_study():
-    family = claims.Family(pairs=3, modes=2)
+    family = claims.Family(branches=6)
     assert family.level_of(LOWERS) == pytest.approx(0.05 / 6)
     split = [family.level_of(name) for name in claims.CLAIMS]
     assert sum(split) == pytest.approx(0.05 / 6) and split[0] == max(split)

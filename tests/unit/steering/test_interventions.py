@@ -1,5 +1,6 @@
 """Steering in one masked pass against one full pass a setting, with a hook written here."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -257,7 +258,53 @@ def test_growth_is_that_of_the_norm_that_is_divided_by(tiny_model):
                 torch.testing.assert_close(grown, torch.tensor([1.0, expected]))
 
 
-@pytest.mark.parametrize("mode", ["lens", "through-network", "all-positions"])
+@pytest.fixture
+def extracted(tiny_model):
+    """A model, and one prompt of which only residuals are known, as another run left them."""
+    read, ids = model.LensModel(tiny_model), torch.tensor(IDS)
+    rounding = 1e-2 * torch.randn(read.n_layers + 1, read.width)
+    return read, model.Prefix(ids[None], read.residuals(ids[None])[0] + rounding)
+
+
+ALL_MODES = ["lens", "through-network", "all-positions"]
+
+
+@pytest.mark.parametrize(
+    "modes", [some for n in (1, 2, 3) for some in itertools.combinations(ALL_MODES, n)]
+)
+def test_a_prompt_that_runs_where_a_mode_needs_it_reads_as_one_that_has_run(extracted, modes):
+    read, prompt = extracted
+    ran = replace(read.prefix(torch.tensor(IDS)), residuals=prompt.residuals)
+    found, expected = (
+        interventions.sweep_prompt(read, one, OPTIONS, made_up_sweep(read), 1, [0, 0.5], modes)
+        for one in (prompt, ran)
+    )
+    assert list(found) == list(modes)
+    for mode, name in itertools.product(modes, vars(expected[modes[0]])):
+        assert torch.equal(getattr(found[mode], name), getattr(expected[mode], name))
+
+
+def test_read_at_the_steered_layer_no_block_runs(extracted):
+    read, prompt = extracted
+    fitted, modes = made_up_sweep(read), ["lens"]
+
+    def refuse(*_):
+        raise AssertionError("a block ran")
+
+    for block in read.blocks:
+        block.register_forward_pre_hook(refuse)
+    interventions.sweep_prompt(read, prompt, OPTIONS, fitted, 1, [0, 0.5], modes)
+    with pytest.raises(AssertionError, match="a block ran"):
+        interventions.sweep_prompt(read, prompt, OPTIONS, fitted, 1, [0, 0.5], ALL_MODES[1:2])
+
+
+def test_nothing_runs_behind_a_prompt_that_has_not_run(extracted):
+    read, prompt = extracted
+    with pytest.raises(ValueError, match="has not run"):
+        read.continue_from(prompt, 2, prompt.residuals[2:3])
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
 def test_what_is_unsteered_is_what_was_extracted(tiny_model, mode):
     """Whatever rounding another run has: no value that the lens does not show, and no effect."""
     read = model.LensModel(tiny_model)

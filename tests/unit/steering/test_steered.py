@@ -43,8 +43,12 @@ def test_shards_are_gathered_in_the_order_of_the_prompts(recorded):
     found, sums = steered.load(run, paths)
     assert list(found) == list(sums) == ["lens"]
     expected = np.zeros((3, 1, 5, 2, 13))
+    whole = found["lens"]
+    for name in ("fitted", "frozen"):
+        stored = getattr(whole, name)
+        setattr(whole, name, np.stack([stored[:, variant] for variant in range(2)], 1))
     for row, one in given.items():
-        read, count = found["lens"].take(row), COUNTS[row]
+        read, count = whole.take(row), COUNTS[row]
         np.testing.assert_array_equal(read.growth, one.growth)
         for name, like in (
             ("fitted", one.fitted),
@@ -58,6 +62,21 @@ def test_shards_are_gathered_in_the_order_of_the_prompts(recorded):
         scored = tally.score_rows(one.controls.numpy()[..., None, :], answer, 10)[..., 0, :]
         expected[cells[row]] += scored.swapaxes(0, 1)
     np.testing.assert_allclose(sums["lens"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [5, 2, 1], []])
+def test_some_of_the_prompts_are_kept_without_a_read(recorded, monkeypatch, rows):
+    run, paths, given, _ = recorded
+    monkeypatch.setattr(steered, "BLOCK", 2)  # of shards of three
+    found, _ = steered.load(run, paths)
+    some = found["lens"].take(np.array(rows, int)).fitted
+    again = found["lens"].take(np.isin(np.arange(6), rows)).fitted[:, 1]
+    assert len(some[:, 1]) == len(again) == len(rows)
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(some[:, 1][place, ..., : COUNTS[row]], given[row].fitted[1])
+        np.testing.assert_array_equal(again[sorted(rows).index(row)], some[:, 1][place])
+    with pytest.raises(TypeError, match=r"as \[rows\] or \[:, variant\]"):
+        some[..., 0]
 
 
 def test_what_a_page_shows_is_read_alone(recorded):
