@@ -201,6 +201,7 @@ def two_runs(tmp_path_factory):
         chain.lens()
         chain.metrics()
         chain.recalibration()
+        chain.comparisons()
         chain.directions()
         chain.nullspace()
         chain.neurons()
@@ -220,6 +221,7 @@ READ = {
     "lens": "residuals-1.safetensors",
     "metrics": "options.parquet tuned.parquet",
     "recalibration": "options.parquet residuals-1.safetensors",
+    "comparisons": "options.parquet phase.json",
     "directions": "residuals-0.safetensors options.parquet phase.json",
     "nullspace": "residuals-0.safetensors",
     "neurons": "residuals-0.safetensors",
@@ -233,7 +235,8 @@ READ = {
     "figure": "options.parquet metrics.parquet phase.json directions.parquet dimensions.parquet "
     "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json "
     "recalibration.parquet recalibrated-phase.json rivals.parquet",
-    "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json",
+    "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json "
+    "comparisons.parquet",
 }
 
 
