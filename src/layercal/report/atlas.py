@@ -29,6 +29,7 @@ class Reported(NamedTuple):
 
 
 REPORTED = Reported()
+NO_BREAK = "\N{NO-BREAK SPACE}"
 UNFOLDED = 12  # comparisons up to which a table stands open
 
 
@@ -204,11 +205,12 @@ def _compared(compared: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _change(row: NamedTuple) -> str:
-    """What a comparison comes to, in words."""
+    """What a comparison comes to, in words; lines break between them, not within."""
     if row.reason:
         return row.outcome
-    ends = f"[{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-    return f"{row.change:+.3f} {ends}, {p_in_words(row.p_holm)}: {row.outcome}"
+    ends = f"[{row.ci_low:+.3f}, {row.ci_high:+.3f}]".replace(" ", NO_BREAK)
+    p = p_in_words(row.p_holm).replace(" ", NO_BREAK)
+    return f"{row.outcome}: {row.change:+.3f} {ends}, {p}"
 
 
 def _claims(reports: dict[str, Results]) -> pd.DataFrame:

@@ -101,13 +101,14 @@ def test_the_atlas_compares_what_shares_its_questions_or_its_model(results):
     reports = {"m/q": results}
     page = atlas.page(reports, atlas.draw(reports), {})
     assert "Models on the same questions (1)" in page and page.count("<details open>") == 2
-    lower = "-0.300 [-0.500, -0.100], p &lt; 0.001: lower"
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
+    lower = "lower: -0.300 [-0.500, -0.100], p &lt; 0.001"
     head = '<tr><th scope="col">questions</th><th scope="col">A</th><th scope="col">B</th>'
     assert head in page and '<th scope="col">correction</th>' in page
     assert f"<td>q</td><td>m</td><td>&lt;other&gt;</td><td>40</td><td>{lower}</td>" in page
     assert f"<td>{lower}</td><td>not applicable</td>" in page
-    assert "<td>m</td><td>q</td><td>q2</td><td>40</td><td>-0.300" in page
-    assert "p = 0.25: undecided" in page
+    assert "<td>m</td><td>q</td><td>q2</td><td>40</td><td>undecided: -0.300" in page
+    assert "-0.100], p = 0.25<" in page
     results.comparisons = pd.DataFrame(rows[:1] * 13).assign(model_b=[f"m{i}" for i in range(13)])
     assert "<details><summary>" in atlas.page(reports, atlas.draw(reports), {})
 
