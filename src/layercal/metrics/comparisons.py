@@ -9,7 +9,7 @@ the one as for the other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -54,8 +54,9 @@ class Reading:
     def take(self, names: pd.Index) -> Reading:
         """Keep some of the questions, in this order."""
         rows = self.asked.index.get_indexer(names)
-        kept = {"asked": self.asked.iloc[rows], "peak": self.peak[rows], "final": self.final[rows]}
-        return Reading(model=self.model, questions=self.questions, phase=self.phase, **kept)
+        return replace(
+            self, asked=self.asked.iloc[rows], peak=self.peak[rows], final=self.final[rows]
+        )
 
     @property
     def peaks(self) -> int:
@@ -90,7 +91,7 @@ def table(
         if a.model != b.model and a.questions != b.questions:
             continue
         names = shared(a, b)
-        pair = {"model_a": a.model, "questions_a": a.questions}
+        pair: dict[str, object] = {"model_a": a.model, "questions_a": a.questions}
         pair |= {"model_b": b.model, "questions_b": b.questions, "n": len(names)}
         if clusters(a.asked.loc[names], b.asked.loc[names]).max(initial=-1) + 1 >= min_group:
             compared = compare(a.take(names), b.take(names), n_bins, draws, seed)
@@ -99,9 +100,10 @@ def table(
 
 
 def _decided(rows: pd.DataFrame) -> pd.DataFrame:
-    tested = rows["p"].notna()
-    rows["p_holm"] = np.nan
-    rows.loc[tested, "p_holm"] = resampling.holm(rows.loc[tested, "p"])
+    tested = rows["p"].notna().to_numpy()
+    adjusted = np.full(len(rows), np.nan)
+    adjusted[tested] = resampling.holm(rows["p"][tested].tolist())
+    rows["p_holm"] = adjusted
     rows["outcome"] = np.select(
         [~tested, rows["p_holm"] > LEVEL, rows["change"] < 0],
         ["not applicable", "undecided", "lower"],
@@ -160,12 +162,11 @@ def compare(a: Reading, b: Reading, n_bins: int, draws: int, seed: int) -> Itera
         ends = scores[f"{metric}_change_low"], scores[f"{metric}_change_high"]
         sides = scores[f"{metric}_before"], scores[f"{metric}_after"]
         yield _row(metric, *sides, *ends, scores[f"{metric}_p"])
-    pairs = [scoring.read(side.final) for side in (a, b)]
-    right = [correct for _, correct in pairs]
-    sides = right[0].mean(), right[1].mean()
-    interval = accuracy.paired_interval(*right, scoring.cluster)
-    yield _row("accuracy", *sides, *interval, accuracy.paired_p(*right, scoring.cluster))
-    errors = [scoring.ece_sample(*pair) for pair in pairs]
+    old, new = scoring.read(a.final), scoring.read(b.final)
+    right = old[1], new[1], scoring.cluster
+    ends = accuracy.paired_interval(*right)
+    yield _row("accuracy", old[1].mean(), new[1].mean(), *ends, accuracy.paired_p(*right))
+    errors = scoring.ece_sample(*old), scoring.ece_sample(*new)
     ece = differences.error_difference(errors[1], errors[0])
     yield _row("ece", errors[0].estimate, errors[1].estimate, ece.low, ece.high, ece.p)
     yield _corrections(a, b, errors, scoring)
@@ -183,8 +184,8 @@ def _corrections(
     fall = differences.contrast(
         [peaks[1], final[1], peaks[0], final[0]], [1, -1, -1, 1], a.peaks * b.peaks
     )
-    sides = (peak.estimate - last.estimate for peak, last in zip(peaks, final, strict=True))
-    return _row("correction", *sides, fall.low, fall.high, fall.p)
+    old, new = (peak.estimate - last.estimate for peak, last in zip(peaks, final, strict=True))
+    return _row("correction", old, new, fall.low, fall.high, fall.p)
 
 
 def _row(metric: str, a: float, b: float, low: float, high: float, p: float) -> dict:

@@ -196,7 +196,7 @@ def _compared(compared: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         names = {f"{same}_a": same, f"{differs}_a": "A", f"{differs}_b": "B", "n": "n"}
         rows = [
             dict(zip(names.values(), pair, strict=True))
-            | {tables.JUDGED.get(row.metric, row.metric): _change(row) for row in of.itertuples()}
+            | {_heading(row["metric"]): _change(row) for row in of.to_dict("records")}
             for pair, of in alike.groupby([*names], sort=False)
         ]
         if rows:
@@ -204,13 +204,17 @@ def _compared(compared: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return titled
 
 
-def _change(row: NamedTuple) -> str:
+def _heading(metric: str) -> str:
+    return tables.JUDGED.get(metric, metric)
+
+
+def _change(row: dict) -> str:
     """What a comparison comes to, in words; lines break between them, not within."""
-    if row.reason:
-        return row.outcome
-    ends = f"[{row.ci_low:+.3f}, {row.ci_high:+.3f}]".replace(" ", NO_BREAK)
-    p = p_in_words(row.p_holm).replace(" ", NO_BREAK)
-    return f"{row.outcome}: {row.change:+.3f} {ends}, {p}"
+    if row["reason"]:
+        return row["outcome"]
+    ends = f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]".replace(" ", NO_BREAK)
+    p = p_in_words(row["p_holm"]).replace(" ", NO_BREAK)
+    return f"{row['outcome']}: {row['change']:+.3f} {ends}, {p}"
 
 
 def _claims(reports: dict[str, Results]) -> pd.DataFrame:
