@@ -1,4 +1,5 @@
 # make study   set up and run the study         (make study CONFIG=config/other.yaml ARGS="-n")
+# make quick   the same with 40 questions and the smallest model: minutes, to see what comes out
 # make test    set up and run the tests           (make test-unit: only those that take seconds each)
 # make coverage run these, and say which lines of the library they do not reach
 # make lint    check format, types and rules
@@ -14,10 +15,16 @@ VENV := .venv
 READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup study hydrate verify test test-unit coverage lint bench bench-gpu
+.PHONY: help setup study quick hydrate verify test test-unit coverage lint bench bench-gpu
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 study: $(READY)
 	snakemake --configfile $(CONFIG) $(ARGS)
+
+quick: $(READY)
+	snakemake --config study=quick limit=40 'models=[smollm2-135m]' $(ARGS)
 
 # pulled files are older or newer than each other at random: without the touch all would run again
 hydrate: $(READY)

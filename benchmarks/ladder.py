@@ -14,30 +14,19 @@ from pathlib import Path
 import pandas as pd
 
 from layercal import results, study
-from layercal.metrics import accuracy, phase, readings, resampling
+from layercal.metrics import accuracy, phase, readings
 
 HEAD = "| model | questions | final accuracy | chance | top letter | ECE, peak to final | phase |"
 
 
 def detected(read, config):
     """Decide on the phase of readings, as the workflow does."""
-    draws, seed = config["calibration"]["draws"], config["seed"]
-    known = accuracy.above_chance(
-        read.logits[-1].argmax(-1),
-        read.answer,
-        n_options=read.n_options[-1],
-        cluster=read.cluster,
-        draws=draws,
-        seed=seed,
-    )
-    return phase.detect(
-        read.confidence,
-        read.correct,
-        resampling.cluster_weights(read.cluster, draws, seed),
-        known,
+    return phase.of_readings(
+        read,
+        draws=config["calibration"]["draws"],
+        seed=config["seed"],
         tolerance=config["phase"]["tolerance"],
         n_bins=config["calibration"]["n_bins"][0],
-        cluster=read.cluster,
     )
 
 

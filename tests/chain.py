@@ -20,9 +20,11 @@ from layercal.stages.fit_directions import fit_directions
 from layercal.stages.measure_blocks import measure_blocks
 from layercal.stages.measure_calibration import measure_calibration
 from layercal.stages.measure_comparisons import measure_comparisons
+from layercal.stages.measure_norm import measure_norm
 from layercal.stages.measure_null_space import measure_null_space
 from layercal.stages.measure_recalibration import measure_recalibration
 from layercal.stages.measure_rivals import measure_rivals
+from layercal.stages.measure_steps import measure_steps
 from layercal.stages.read_lens import read_lens
 from layercal.stages.render_atlas import render_atlas
 from layercal.stages.render_explorer import render_explorer
@@ -32,8 +34,8 @@ from layercal.stages.tokenize_prompts import tokenize_prompts
 TEMPLATES = ROOT / "src/layercal/report/templates"
 SHOWN = (
     *("prompts", "options", "metrics", "phase", "directions", "dimensions"),
-    *("recalibration", "recalibrated_phase", "rivals"),
-    *("nullspace", "neurons", "blocks", "sweep", "summary"),
+    *("phases", "recalibration", "recalibrated_phase", "steps", "rivals"),
+    *("nullspace", "neurons", "norm", "blocks", "sweep", "summary"),
 )
 FITTED = {"estimators": ["update-mean", "phase-mean", "gradient", "probe"], "ranks": [1]}
 # of fit_directions, which is fitted on nothing else then
@@ -105,6 +107,7 @@ class Chain:
             "draws": 100,
             "metrics": self.path("metrics.parquet"),
             "phase": self.path("phase.json"),
+            "phases": self.path("phases.parquet"),
             "numbers": self.path("numbers.json"),
             "curves": self.path("curves.csv"),
         }
@@ -175,6 +178,21 @@ class Chain:
             "table": self.path("neurons.parquet"),
         }
         ablate_neurons(**self.model(**{**given, **options}))
+
+    def steps(self, **options):
+        given = {
+            "prompts": self.path("prompts.parquet"),
+            "options": self.path("options.parquet"),
+            "phase": self.path("phase.json"),
+            "residuals": self.residuals,
+            "folds": 3,
+            "steps": self.path("steps.parquet"),
+        }
+        measure_steps(**{**given, **options})
+
+    def norm(self, **options):
+        given = {"residuals": self.residuals, "table": self.path("norm.parquet")}
+        measure_norm(**self.model(**{**given, **options}))
 
     def average(self, **options):
         given = {
@@ -303,9 +321,9 @@ class Chain:
 
     def study(self):
         """All tables, from the prompts on."""
-        for stage in ("metrics", "recalibration", "nullspace", "neurons", "ablate", "blocks"):
+        for stage in ("metrics", "recalibration", "steps", "nullspace", "neurons", "norm"):
             getattr(self, stage)()
-        for stage in ("directions", "steer", "sweep"):
+        for stage in ("average", "ablate", "blocks", "directions", "steer", "sweep"):
             getattr(self, stage)()
 
 

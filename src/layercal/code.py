@@ -1,11 +1,13 @@
 """What a stage asks for and which source files it depends on, read without importing it.
 
-Snakemake and DVC see a command, not what it imports: rules and ``dvc.yaml`` list these files.
+Snakemake and DVC see a command, not what it imports: a rule has a digest of these files among its
+params, ``dvc.yaml`` lists them.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -112,6 +114,22 @@ def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:
         files.add(path)
         ahead |= imports(path) - files - APART
     return sorted(map(seen_from_here, files))
+
+
+def digest_of(*stages: str, beside: Iterable[str | Path] = ()) -> str:
+    """Return what changes when code that stages run does; parameters as of :func:`code_of`.
+
+    One param of a rule in place of some twenty input files, each of which Snakemake would follow
+    for every job of a large plan.
+    """
+    listed = [Path(path) for path in code_of(*stages, beside=beside)]
+    parts = "".join(f"{path.name} {_sha256(path.resolve())}\n" for path in listed)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def seen_from_here(path: str | Path) -> str:

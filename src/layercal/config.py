@@ -345,11 +345,17 @@ class QuestionSet(Keys):
     split: Literal["test", "val", "dev"] = optional(
         "Of a csv_folder, the split to study; test, if it is not said."
     )
+    flags: str = optional(
+        "Of a csv_folder, what reviewers found wrong with questions of the split, as MMLU-Redux "
+        "does: a CSV with columns subject, row (from 0 within the subject) and error_type, ok "
+        "where nothing is wrong. Questions with and without are groups of their own."
+    )
     file: str = optional(
         "Your own CSV, JSON lines or parquet with the columns question, answer (a letter), and "
         "the options in A, B .. or in a list, choices (in CSV as JSON or Python writes it), where "
         "their number differs; optionally subject, category, question_id, language, cluster (the "
-        "same for questions that belong together) and split (dev for shots). Text is UTF-8, or "
+        "same for questions that belong together), split (dev for shots) and flag (ok, or what is "
+        "wrong with the question). Text is UTF-8, or "
         "UTF-16 or UTF-32 with a byte order mark; numbers are read as they are written, and line "
         "ends within a text become line feeds."
     )
@@ -381,5 +387,6 @@ class QuestionSet(Keys):
         for source, forms in cls.FORMS.items():
             if source in entry and "form" in entry and form not in forms:
                 yield f"form: {form!r} is not one of {forms}"
-        if "split" in entry and "csv_folder" not in entry:
-            yield "'csv_folder' is a dependency of 'split'"
+        for key in ("split", "flags"):
+            if key in entry and "csv_folder" not in entry:
+                yield f"'csv_folder' is a dependency of {key!r}"

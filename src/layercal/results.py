@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KEY = "prompts_sha256"  # in the metadata of every file
 PROMPT = ["question_id", "permutation"]  # what names a prompt
+PARTS = ("attention", "mlp")  # of a block, in the order in which they write
 
 
 @dataclass
@@ -336,8 +337,10 @@ class Results:
     tuned = _File("results/{study}/lens/{model}/{questions}/tuned.parquet")
     metrics = _File("results/{study}/lens/{model}/{questions}/metrics.parquet")
     phase = _File("results/{study}/lens/{model}/{questions}/phase.json")
+    phases = _File("results/{study}/lens/{model}/{questions}/phases.parquet")
     recalibration = _File("results/{study}/lens/{model}/{questions}/recalibration.parquet")
     recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
+    steps = _File("results/{study}/lens/{model}/{questions}/steps.parquet")
     rivals = _File("results/{study}/lens/{model}/{questions}/rivals.parquet")
     comparisons = _File("results/{study}/lens/comparisons.parquet")  # of the whole study
     directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
@@ -346,6 +349,7 @@ class Results:
     nullspace = _File("results/{study}/ablation/{model}/{questions}/nullspace.parquet")
     neurons = _File("results/{study}/ablation/{model}/{questions}/neurons.parquet")
     blocks = _File("results/{study}/ablation/{model}/{questions}/blocks.parquet")
+    norm = _File("results/{study}/ablation/{model}/{questions}/norm.parquet")
     sweep = _File("results/{study}/steering/{model}/{questions}/sweep.parquet")
     summary = _File("results/{study}/steering/{model}/{questions}/summary.json")
 

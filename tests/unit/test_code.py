@@ -70,6 +70,31 @@ def test_a_notebook_depends_on_what_its_code_imports(package, tmp_path):
     assert found == ["src/layercal/one.py", "src/layercal/stages/a.py"]
 
 
+def test_a_digest_changes_with_any_file_and_with_nothing_else(package, monkeypatch, tmp_path):
+    package("stages/a.py", "from layercal import one")
+    path, other = package("one.py", "x = 1"), package("two.py")
+    code._sha256.cache_clear()
+    first = code.digest_of("a")
+    for changed, text, same in (
+        (other, "x = 2", True),
+        (path, "x = 1", True),
+        (path, "x=1", False),
+    ):
+        changed.write_text(text)
+        code._sha256.cache_clear()
+        assert (code.digest_of("a") == first) == same
+    path.write_text("x = 1")
+    code._sha256.cache_clear()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # a workflow that takes this one as a module
+    assert code.digest_of("a") == first
+    path.rename(path.with_name("three.py"))
+    package("stages/a.py", "from layercal import three")
+    code.imports.cache_clear()
+    code._file.cache_clear()
+    assert code.digest_of("a") != first
+
+
 def test_what_no_result_depends_on_is_apart():
     """A change of how weights are downloaded must not extract anything again."""
     extract = code.code_of("extract_residuals")

@@ -27,7 +27,7 @@ def prompts_of(n=9, rotations=1, **changes):
             "prompt": "?",
         }
         | {"input_ids": [i, r], "option_ids": [5, 6, 7, 8]}
-        | {"cluster": f"q/{i}", "category": "c", "subject": "s", "language": "en"}
+        | {"cluster": f"q/{i}", "category": "c", "subject": "s", "language": "en", "flag": ""}
         for i in range(n)
         for r in range(rotations)
     ]
@@ -205,6 +205,8 @@ def two_runs(tmp_path_factory):
         chain.directions()
         chain.nullspace()
         chain.neurons()
+        chain.steps()
+        chain.norm()
         chain.average()
         for shard, held in enumerate(chain.residuals):
             own = {"shard": shard, "residuals": held}
@@ -225,6 +227,8 @@ READ = {
     "directions": "residuals-0.safetensors options.parquet phase.json",
     "nullspace": "residuals-0.safetensors",
     "neurons": "residuals-0.safetensors",
+    "steps": "options.parquet phase.json residuals-1.safetensors",
+    "norm": "residuals-1.safetensors",
     "average": "residuals-1.safetensors",
     "ablate": "residuals-0.safetensors means.safetensors phase.json",
     "blocks": "blocks-1.safetensors",
@@ -234,7 +238,8 @@ READ = {
     "logits-1.safetensors",
     "figure": "options.parquet metrics.parquet phase.json directions.parquet dimensions.parquet "
     "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json "
-    "recalibration.parquet recalibrated-phase.json rivals.parquet",
+    "phases.parquet recalibration.parquet recalibrated-phase.json steps.parquet rivals.parquet "
+    "norm.parquet",
     "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json "
     "comparisons.parquet",
 }

@@ -189,9 +189,18 @@ def test_mixed_questions_through_all_stages(model_folder, tmp_path):
         **few,
         metrics=out / "metrics.parquet",
         phase=phase,
+        phases=out / "phases.parquet",
         numbers=out / "numbers.json",
         curves=out / "curves.csv",
     )
+    by_group = pd.read_parquet(out / "phases.parquet")
+    assert {"all", "language:de", "language:th"} < set(by_group["group"])
+    assert not by_group["group_kind"].eq("subject").any() and set(by_group["lens"]) == {
+        "logit",
+        "tuned",
+    }
+    row = by_group.query("group == 'all' and lens == 'logit'").iloc[0]
+    assert row["correction"] == json.loads(phase.read_text())["correction"]
     left = {
         "recalibration": out / "recalibration.parquet",
         "phase": out / "recalibrated-phase.json",

@@ -74,6 +74,7 @@ def paper(tmp_path_factory):
     read["paper"]["extract"]["shards"] = 1
     read["paper"]["nullspace"] = {"rules": ["energy=0.9", "k=4"]}  # the tiny models are 32 wide
     read["paper"]["calibration"] = {"draws": 100, "min_group": 10}
+    read["paper"]["directions"]["random"] = 20
     for name, path in paths.items():
         path.write_text(yaml.safe_dump(read[name], sort_keys=False))
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "hf"), "NO_PROXY": "*", "HF_TOKEN": ""}

@@ -38,9 +38,11 @@ def study(tmp_path_factory):
     config |= {"models": [MODEL], "limit": 40}
     config["extract"] |= {"shards": 3, "batch_tokens": 1024, "dtype": "float32"}
     config["calibration"]["draws"] = 200
+    config["directions"]["random"] = 20
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     done = snakemake(folder)
     assert done.returncode == 0, done.said
+    assert "Open reports/rendered/embedded/index.html" in done.said
     return folder
 
 

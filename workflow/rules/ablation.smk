@@ -1,7 +1,7 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, .../lens/{model}/{questions}/,
 #                  resources/models/{model}/
 # OUTPUTS: results/{study}/ablation/{model}/{questions}/nullspace.parquet, neurons.parquet,
-#          means.safetensors, blocks-{shard}.safetensors, blocks.parquet
+#          norm.parquet, means.safetensors, blocks-{shard}.safetensors, blocks.parquet
 
 
 rule ablation:
@@ -10,7 +10,7 @@ rule ablation:
             "<results>/ablation/{model}/{questions}/{table}.parquet",
             model=config["models"],
             questions=config["questions"],
-            table=["nullspace", "neurons", "blocks"],
+            table=["nullspace", "neurons", "norm", "blocks"],
         ),
         deleted("ablation"),
 
@@ -22,7 +22,6 @@ rule measure_null_space:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_null_space"),
     output:
         table="<results>/ablation/{model}/{questions}/nullspace.parquet",
     log:
@@ -36,6 +35,7 @@ rule measure_null_space:
         gpu=GPU,
     params:
         **settings("measure_null_space", config),
+        code=digest_of("measure_null_space"),
     message:
         "Measuring the null space of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -49,7 +49,6 @@ rule ablate_neurons:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("ablate_neurons"),
     output:
         table="<results>/ablation/{model}/{questions}/neurons.parquet",
     log:
@@ -63,11 +62,39 @@ rule ablate_neurons:
         gpu=GPU,
     params:
         **settings("ablate_neurons", config),
+        code=digest_of("ablate_neurons"),
         n_neurons=config["nullspace"]["neurons"],
     message:
         "Ablating neurons of {wildcards.model} on {wildcards.questions}"
     shell:
         stage("ablate_neurons")
+
+
+rule measure_norm:
+    input:
+        manifest="resources/models/{model}/manifest.json",
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+    output:
+        table="<results>/ablation/{model}/{questions}/norm.parquet",
+    log:
+        "<logs>/ablation/{model}/{questions}/norm.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}/{questions}/norm.tsv"
+    threads: workflow.cores
+    resources:
+        mem_mb=mb_of_model(4000, copies=2),
+        runtime=minutes(60),
+        gpu=GPU,
+    params:
+        **settings("measure_norm", config),
+        code=digest_of("measure_norm"),
+    message:
+        "Reading {wildcards.model} on {wildcards.questions} with the norm's scale of other layers"
+    shell:
+        stage("measure_norm")
 
 
 rule average_parts:
@@ -76,7 +103,6 @@ rule average_parts:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("average_parts"),
     output:
         means="<results>/ablation/{model}/{questions}/means.safetensors",
     log:
@@ -87,6 +113,8 @@ rule average_parts:
     resources:
         mem_mb=growing(2000),
         runtime=growing(10),
+    params:
+        code=digest_of("average_parts"),
     message:
         "Averaging what blocks of {wildcards.model} write on {wildcards.questions}"
     shell:
@@ -100,7 +128,6 @@ rule ablate_blocks:
         residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
         means="<results>/ablation/{model}/{questions}/means.safetensors",
         phase="<results>/lens/{model}/{questions}/phase.json",
-        code=code_of("ablate_blocks"),
     output:
         logits="<results>/ablation/{model}/{questions}/blocks-{shard}.safetensors",
     log:
@@ -114,6 +141,7 @@ rule ablate_blocks:
         gpu=GPU,
     params:
         **settings("ablate_blocks", config),
+        code=digest_of("ablate_blocks"),
     message:
         "Ablating blocks of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
@@ -126,7 +154,6 @@ rule measure_blocks:
         logits=expand(
             "<results>/ablation/{{model}}/{{questions}}/blocks-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_blocks"),
     output:
         table="<results>/ablation/{model}/{questions}/blocks.parquet",
     log:
@@ -139,6 +166,7 @@ rule measure_blocks:
         runtime=growing(30),
     params:
         **settings("measure_blocks", config),
+        code=digest_of("measure_blocks"),
     message:
         "Measuring what blocks of {wildcards.model} do on {wildcards.questions}"
     shell:

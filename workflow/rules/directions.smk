@@ -31,7 +31,6 @@ rule fit_directions:
             pair=transfer_sources(wildcards),
             shard=SHARDS,
         ),
-        code=code_of("fit_directions"),
     output:
         vectors="<results>/directions/{model}/{questions}/directions.safetensors",
         table="<results>/directions/{model}/{questions}/directions.parquet",
@@ -47,6 +46,7 @@ rule fit_directions:
         gpu=GPU,
     params:
         **settings("fit_directions", config),
+        code=digest_of("fit_directions"),
         null_rule=config["nullspace"]["rules"][0],
         category_group=(
             config["calibration"]["min_group"]

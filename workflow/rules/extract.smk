@@ -19,7 +19,6 @@ rule tokenize_prompts:
         manifest="resources/models/{model}/manifest.json",
         questions="resources/questions/{questions}.parquet",
         template=template,
-        code=code_of("tokenize_prompts"),
     output:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
     log:
@@ -32,6 +31,7 @@ rule tokenize_prompts:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
+        code=digest_of("tokenize_prompts"),
         prompt=asked("prompt"),
         shots=asked("shots"),
         option_order=asked("option_order"),
@@ -50,7 +50,6 @@ rule extract_residuals:
     input:
         manifest="resources/models/{model}/manifest.json",
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
-        code=code_of("extract_residuals"),
     output:
         residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
     log:
@@ -64,6 +63,7 @@ rule extract_residuals:
         gpu=GPU,
     params:
         **settings("extract_residuals", config),
+        code=digest_of("extract_residuals"),
     message:
         "Extracting residuals of {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:

@@ -13,7 +13,6 @@ rule fetch:
 rule fetch_questions:
     input:
         own=lambda wildcards: local.question_inputs(QUESTIONS[wildcards.questions]),
-        code=code_of("fetch_questions"),
     output:
         table="resources/questions/{questions}.parquet",
         rejected="resources/questions/{questions}.rejected.csv",
@@ -28,6 +27,7 @@ rule fetch_questions:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
+        code=digest_of("fetch_questions"),
         entry=lambda wildcards: QUESTIONS[wildcards.questions],
     message:
         "Fetching questions {wildcards.questions}"
@@ -38,7 +38,6 @@ rule fetch_questions:
 rule fetch_model:
     input:
         own=lambda wildcards: local.model_inputs(wildcards.model, MODELS[wildcards.model]),
-        code=code_of("fetch_model"),
     output:
         manifest="resources/models/{model}/manifest.json",
     log:
@@ -50,6 +49,7 @@ rule fetch_model:
         mem_mb=growing(7000),
         runtime=minutes(60),
     params:
+        code=digest_of("fetch_model"),
         entry=lambda wildcards: MODELS[wildcards.model],
     message:
         "Fetching model {wildcards.model}: download, check, convert, prove"

@@ -1,5 +1,5 @@
 # What a run sees to before its first job: nobody else is at work here, clocks agree, and DVC's
-# stages do not run each other's rules.
+# stages do not run each other's rules. And what it says after its last.
 
 import time
 
@@ -37,3 +37,11 @@ onstart:
             "Their results are not what the config and the code now ask for: dvc repro"
         )
     study.record(OWN, FILES, GIVEN)
+
+
+onsuccess:
+    pages = [
+        job.output.html for job in workflow.dag.jobs if job.rule.name.endswith("render_index")
+    ]
+    for page in pages:
+        logger.info(f"Open {page}")

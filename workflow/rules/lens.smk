@@ -1,7 +1,8 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
-#          metrics.parquet, phase.json, recalibration.parquet, recalibrated-phase.json,
-#          rivals.parquet; results/{study}/lens/comparisons.parquet, of the whole study;
+#          metrics.parquet, phase.json, phases.parquet, recalibration.parquet,
+#          recalibrated-phase.json, steps.parquet, rivals.parquet;
+#          results/{study}/lens/comparisons.parquet, of the whole study;
 #          metrics/{study}/{model}/{questions}.json and plots/{study}/{model}/{questions}.csv, the
 #          headline numbers and layer curves that Git keeps
 
@@ -12,7 +13,13 @@ rule lens:
             "<results>/lens/{model}/{questions}/{file}",
             model=config["models"],
             questions=config["questions"],
-            file=["options.parquet", "phase.json", "recalibration.parquet", "rivals.parquet"],
+            file=[
+                "options.parquet",
+                "phase.json",
+                "recalibration.parquet",
+                "steps.parquet",
+                "rivals.parquet",
+            ],
         ),
         of_whole_study("<results>/lens/comparisons.parquet"),
         deleted("lens"),
@@ -25,7 +32,6 @@ rule read_lens:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("read_lens"),
     output:
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
@@ -40,6 +46,7 @@ rule read_lens:
         gpu=GPU,
     params:
         **settings("read_lens", config),
+        code=digest_of("read_lens"),
     message:
         "Reading {wildcards.model} on {wildcards.questions} through the logit lens"
     shell:
@@ -51,10 +58,10 @@ rule measure_calibration:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         options="<results>/lens/{model}/{questions}/options.parquet",
         tuned="<results>/lens/{model}/{questions}/tuned.parquet",
-        code=code_of("measure_calibration"),
     output:
         metrics="<results>/lens/{model}/{questions}/metrics.parquet",
         phase="<results>/lens/{model}/{questions}/phase.json",
+        phases="<results>/lens/{model}/{questions}/phases.parquet",
         # kept in Git: a job that fails leaves them as they were
         numbers=update("<metrics>/{model}/{questions}.json"),
         curves=update("<plots>/{model}/{questions}.csv"),
@@ -68,6 +75,7 @@ rule measure_calibration:
         runtime=growing(30),
     params:
         **settings("measure_calibration", config),
+        code=digest_of("measure_calibration"),
     message:
         "Measuring calibration of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -78,7 +86,6 @@ rule measure_recalibration:
     input:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         options="<results>/lens/{model}/{questions}/options.parquet",
-        code=code_of("measure_recalibration"),
     output:
         recalibration="<results>/lens/{model}/{questions}/recalibration.parquet",
         phase="<results>/lens/{model}/{questions}/recalibrated-phase.json",
@@ -92,10 +99,38 @@ rule measure_recalibration:
         runtime=growing(30),
     params:
         **settings("measure_recalibration", config),
+        code=digest_of("measure_recalibration"),
     message:
         "Recalibrating {wildcards.model} on {wildcards.questions}"
     shell:
         stage("measure_recalibration")
+
+
+rule measure_steps:
+    input:
+        prompts="<results>/extract/{model}/{questions}/prompts.parquet",
+        options="<results>/lens/{model}/{questions}/options.parquet",
+        phase="<results>/lens/{model}/{questions}/phase.json",
+        residuals=expand(
+            "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
+        ),
+    output:
+        steps="<results>/lens/{model}/{questions}/steps.parquet",
+    log:
+        "<logs>/lens/{model}/{questions}/steps.log",
+    benchmark:
+        "<benchmarks>/lens/{model}/{questions}/steps.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        **settings("measure_steps", config),
+        code=digest_of("measure_steps"),
+    message:
+        "Dividing steps of {wildcards.model} on {wildcards.questions} between attention and MLP"
+    shell:
+        stage("measure_steps")
 
 
 rule measure_rivals:
@@ -105,7 +140,6 @@ rule measure_rivals:
         residuals=expand(
             "<results>/extract/{{model}}/{{questions}}/residuals-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("measure_rivals"),
     output:
         table="<results>/lens/{model}/{questions}/rivals.parquet",
     log:
@@ -118,6 +152,7 @@ rule measure_rivals:
         runtime=growing(60),
     params:
         **settings("measure_rivals", config),
+        code=digest_of("measure_rivals"),
     message:
         "Measuring rivals of steering for {wildcards.model} on {wildcards.questions}"
     shell:
@@ -141,7 +176,6 @@ rule measure_comparisons:
             model=OWN["models"],
             questions=OWN["questions"],
         ),
-        code=code_of("measure_comparisons"),
     output:
         table="<results>/lens/comparisons.parquet",
     log:
@@ -156,6 +190,7 @@ rule measure_comparisons:
         **settings("measure_comparisons", config),
         of_models=[model for model in OWN["models"] for _ in OWN["questions"]],
         of_questions=OWN["questions"] * len(OWN["models"]),
+        code=digest_of("measure_comparisons"),
     message:
         "Comparing all models and question sets of the study"
     shell:

@@ -16,13 +16,16 @@ TABLES = [
     "<results>/lens/{model}/{questions}/options.parquet",
     "<results>/lens/{model}/{questions}/metrics.parquet",
     "<results>/lens/{model}/{questions}/phase.json",
+    "<results>/lens/{model}/{questions}/phases.parquet",
     "<results>/lens/{model}/{questions}/recalibration.parquet",
     "<results>/lens/{model}/{questions}/recalibrated-phase.json",
+    "<results>/lens/{model}/{questions}/steps.parquet",
     "<results>/lens/{model}/{questions}/rivals.parquet",
     "<results>/directions/{model}/{questions}/directions.parquet",
     "<results>/directions/{model}/{questions}/dimensions.parquet",
     "<results>/ablation/{model}/{questions}/nullspace.parquet",
     "<results>/ablation/{model}/{questions}/neurons.parquet",
+    "<results>/ablation/{model}/{questions}/norm.parquet",
     "<results>/ablation/{model}/{questions}/blocks.parquet",
     "<results>/steering/{model}/{questions}/sweep.parquet",
     "<results>/steering/{model}/{questions}/summary.json",
@@ -47,7 +50,6 @@ rule reports:
 rule draw_figures:
     input:
         tables=TABLES,
-        code=code_of("draw_figures"),
     output:
         png=report(
             "<reports>/{model}/{questions}.png",
@@ -67,6 +69,8 @@ rule draw_figures:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        code=digest_of("draw_figures"),
     message:
         "Drawing the figures of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -81,7 +85,6 @@ rule render_report:
         manifest="resources/models/{model}/manifest.json",
         rejected="resources/questions/{questions}.rejected.csv",
         tables=TABLES,
-        code=code_of("render_report", beside=[NOTEBOOK]),
     output:
         executed="<reports>/{model}/{questions}.ipynb",
         html="<reports>/{model}/{questions}.html",
@@ -93,6 +96,8 @@ rule render_report:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        code=digest_of("render_report", beside=[NOTEBOOK]),
     message:
         "Rendering the report of {wildcards.model} on {wildcards.questions}"
     shell:
@@ -127,7 +132,6 @@ rule render_atlas:
             questions=OWN["questions"],
         ),
         comparisons="<results>/lens/comparisons.parquet",
-        code=code_of("render_atlas"),
         templates=list(TEMPLATES.values()),
     output:
         html="<reports>/atlas.html",
@@ -142,6 +146,7 @@ rule render_atlas:
         mem_mb=2000,
         runtime=10,
     params:
+        code=digest_of("render_atlas"),
         pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the atlas of all models and question sets"
@@ -155,7 +160,6 @@ rule draw_workflow:
             beside("workflow/Snakefile"),
             *(beside(f"workflow/rules/{phase}.smk") for phase in PHASES),
         ],
-        code=code_of("draw_workflow"),
     output:
         png=report("<reports>/workflow.png", caption="../report/rules.rst", category="Overview"),
         pdf="<reports>/workflow.pdf",
@@ -167,6 +171,8 @@ rule draw_workflow:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=digest_of("draw_workflow"),
     message:
         "Drawing the rules of this workflow"
     shell:
@@ -204,7 +210,6 @@ rule render_index:
         ),
         atlas="<reports>/atlas.html",
         workflow="<reports>/workflow.png",
-        code=code_of("render_index"),
         templates=list(TEMPLATES.values()),
     output:
         html="<reports>/index.html",
@@ -217,6 +222,7 @@ rule render_index:
         mem_mb=1000,
         runtime=10,
     params:
+        code=digest_of("render_index"),
         pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the index of reports"
@@ -265,7 +271,6 @@ rule render_explorer:
             questions=OWN["questions"],
             shard=SHARDS,
         ),
-        code=code_of("render_explorer"),
     output:
         html="<reports>/explore.html",
     log:
@@ -277,6 +282,7 @@ rule render_explorer:
         mem_mb=4000,
         runtime=10,
     params:
+        code=digest_of("render_explorer"),
         pairs=expand("{model}/{questions}", model=OWN["models"], questions=OWN["questions"]),
     message:
         "Rendering the interactive page"

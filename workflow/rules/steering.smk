@@ -20,7 +20,6 @@ rule steer_prompts:
         prompts="<results>/extract/{model}/{questions}/prompts.parquet",
         residuals="<results>/extract/{model}/{questions}/residuals-{shard}.safetensors",
         directions="<results>/directions/{model}/{questions}/directions.safetensors",
-        code=code_of("steer_prompts"),
     output:
         logits="<results>/steering/{model}/{questions}/logits-{shard}.safetensors",
     log:
@@ -34,6 +33,7 @@ rule steer_prompts:
         gpu=GPU,
     params:
         **settings("steer_prompts", config),
+        code=digest_of("steer_prompts"),
     message:
         "Steering {wildcards.model} on {wildcards.questions}, shard {wildcards.shard}"
     shell:
@@ -49,7 +49,6 @@ rule evaluate_steering:
         logits=expand(
             "<results>/steering/{{model}}/{{questions}}/logits-{shard}.safetensors", shard=SHARDS
         ),
-        code=code_of("evaluate_steering"),
     output:
         sweep="<results>/steering/{model}/{questions}/sweep.parquet",
         summary="<results>/steering/{model}/{questions}/summary.json",
@@ -63,6 +62,7 @@ rule evaluate_steering:
         runtime=growing(30),
     params:
         **settings("evaluate_steering", config),
+        code=digest_of("evaluate_steering"),
         pairs=len(OWN["models"]) * len(OWN["questions"]),  # of the whole study
     message:
         "Evaluating steering of {wildcards.model} on {wildcards.questions}"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from layercal import InputError
 from layercal.model import LensModel, Prefix, architecture
-from layercal.model.recording import PARTS, part_modules
+from layercal.model.recording import part_modules
+from layercal.results import PARTS
 
 
 @torch.inference_mode()

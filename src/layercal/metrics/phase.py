@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from layercal.metrics import accuracy, differences, registry, resampling
+from layercal.metrics.readings import Readings
 
 LEVEL = 0.05  # of each test that the phase must pass
 # accuracy has settled where it is shown to stay within this share of its final lead over chance
@@ -313,6 +314,25 @@ def detect(
         rises=bool(rises),
         **resampled_rule(curves, resampled, known.chance, margin, tolerance),
     )
+
+
+def of_readings(
+    read: Readings, *, draws: int, seed: int, tolerance: float = 0.02, n_bins: int = 10
+) -> Phase:
+    """Decide whether readings show a phase; :func:`detect` with its resamples.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (L + 1, n, k).
+    draws, seed : int
+    tolerance : float
+    n_bins : int
+    """
+    letters = read.logits[-1].argmax(-1), read.answer, read.n_options[-1]
+    known = accuracy.above_chance(*letters, read.cluster, draws, seed)
+    weights = resampling.cluster_weights(read.cluster, draws, seed)
+    return detect(read.confidence, read.correct, weights, known, tolerance, n_bins, read.cluster)
 
 
 def _fall(samples: list[resampling.GapSample]) -> differences.Difference:

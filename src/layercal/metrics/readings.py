@@ -29,7 +29,7 @@ class Group:
 
     Attributes
     ----------
-    kind : {"all", "category", "subject", "language"}
+    kind : {"all", "category", "subject", "language", "flag"}
     name : str
         Of all questions there is none.
     """
@@ -136,7 +136,8 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
     Parameters
     ----------
     options : DataFrame
-        ``options.parquet``: one row a question, rotation of its options, and layer.
+        ``options.parquet``: one row a question, rotation of its options, and layer; option mass
+        and entropy may be left out.
     cluster : array of int, shape (n,), optional
         Of each question.
 
@@ -159,7 +160,8 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
         return np.moveaxis(by_question, 2, 0)  # layers, questions, rotations, ...
 
     logits = by_layer(option_columns(options))
-    answer, extra = by_layer("answer")[0], {n: by_layer(n) for n in ("option_mass", "entropy")}
+    answer = by_layer("answer")[0]
+    extra = {name: by_layer(name) for name in ("option_mass", "entropy") if name in options}
     by_rotation = [
         Readings(
             logits[:, :, r],
@@ -233,7 +235,9 @@ def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
     Parameters
     ----------
     prompts : DataFrame, n rows
-        With ``category``, ``subject`` and ``language``; of several languages, each is a group, too.
+        With ``category``, ``subject``, ``language`` and ``flag``; of several languages, each is a
+        group, too. Where questions were reviewed, those that are ``ok`` are a group, those
+        ``faulty`` another.
 
     Returns
     -------
@@ -244,6 +248,10 @@ def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
     for kind in kinds:
         for name in sorted(set(prompts[kind])):
             members[Group(kind, name)] = (prompts[kind] == name).to_numpy()
+    reviewed, ok = prompts["flag"].ne("").to_numpy(), prompts["flag"].eq("ok").to_numpy()
+    for name, inside in (("ok", ok), ("faulty", reviewed & ~ok)):
+        if inside.any():
+            members[Group("flag", name)] = inside
     return members
 
 

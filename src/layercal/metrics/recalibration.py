@@ -338,13 +338,31 @@ def steps(read: Readings, tempered: np.ndarray) -> Iterator[dict]:
     dict
         Rows as of :func:`table`; intervals hold for all layers at once (Bonferroni).
     """
-    old, new = (paired.losses(logits, read.answer)["nll"] for logits in (read.logits, tempered))
-    level = 1 - LEVEL / max(1, len(old) - 1)
-    for metric, nll in ((KNOWLEDGE, new), (SCALE, old - new)):
-        for layer, fall in enumerate(nll[:-1] - nll[1:], start=1):
+    for metric, falls in nll_falls(read, tempered).items():
+        level = 1 - LEVEL / max(1, len(falls))
+        for layer, fall in enumerate(falls, start=1):
             change = paired.mean_change(fall, read.cluster)
             ends = change.interval(level)
             yield {"layer": layer, **_row(TEMPERATURE, metric, change.value, *ends)}
+
+
+def nll_falls(read: Readings, tempered: np.ndarray) -> dict[str, np.ndarray]:
+    """By how much NLL of each question falls from each layer to the next.
+
+    Parameters
+    ----------
+    read : Readings
+        ``logits`` of shape (layers, n, k).
+    tempered : array, shape (layers, n, k)
+        From :func:`cross_tempered`.
+
+    Returns
+    -------
+    dict of array, shape (layers - 1, n)
+        By knowledge, both layers at their temperatures, and by scale, what a temperature gains.
+    """
+    old, new = (paired.losses(logits, read.answer)["nll"] for logits in (read.logits, tempered))
+    return {name: nll[:-1] - nll[1:] for name, nll in ((KNOWLEDGE, new), (SCALE, old - new))}
 
 
 def _described(before: Readings, draws: _Draws) -> Iterator[dict]:

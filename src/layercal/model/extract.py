@@ -52,6 +52,7 @@ def read(
     shard: int = 0,
     shards: int = 1,
     description: str = "residuals",
+    option_ids: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Residual stream at the answer position of every prompt, at all layers.
 
@@ -68,6 +69,8 @@ def read(
         Read only the batches of this shard of so many, which may be none.
     description : str
         Label of the progress bar.
+    option_ids : Tensor, shape (n_options,), optional
+        Token ids of the option letters, to read the stream within blocks, too.
 
     Returns
     -------
@@ -75,8 +78,10 @@ def read(
         On the CPU, for the s prompts of the shard in the order of ``input_ids``: ``rows`` (s), the
         index of each there, and ``residuals`` (s, L + 1, d) in the model's dtype. If s > 0 and a
         model's blocks allow it, as :func:`layercal.model.recording.recorded` says: ``written``
-        (L, 2, d) float64, the sum over prompts of what attention and MLP of each block write, and
-        ``neurons`` (s, m), the activations of the last block's MLP in the model's dtype.
+        (L, 2, d) float64, the sum over prompts of what attention and MLP of each block write;
+        ``neurons`` (s, m), the activations of the last block's MLP in the model's dtype; and, if
+        ``option_ids`` are given and blocks have such a stream, ``mid_logits`` (s, L, n_options)
+        float32, the lens's reading of the stream between attention and MLP of each block.
 
     Raises
     ------
@@ -108,16 +113,31 @@ def read(
             _refuse_nan(batch["residuals"], rows)
             written = batch.pop("written", None)
             if written is not None:
+                if option_ids is not None and model.sequential:
+                    batch["mid_logits"] = _mid_logits(
+                        model, batch["residuals"], written[:, :, 0], option_ids
+                    )
                 # in float64: back in float32, a sum over all prompts does not depend on its order
                 found["written"] = found.get("written", 0) + written.sum(0).double()
             places = torch.searchsorted(here, torch.tensor(rows))
             for name, one in batch.items():
                 if name not in found:
-                    found[name] = torch.empty(len(here), *one.shape[1:], dtype=model.dtype)
-                found[name][places] = one.to(model.dtype)
+                    dtype = torch.float32 if name == "mid_logits" else model.dtype
+                    found[name] = torch.empty(len(here), *one.shape[1:], dtype=dtype)
+                found[name][places] = one.to(found[name].dtype)
             bar.update(len(rows))
             del ahead[0]
     return found
+
+
+@torch.inference_mode()
+def _mid_logits(
+    model: LensModel, residuals: Tensor, attention: Tensor, option_ids: Tensor
+) -> Tensor:
+    """Option logits (batch, L, n_options) of the stream that the MLP of each block reads."""
+    scale = torch.tensor([parts.scale for parts in model.parts])
+    between = residuals[:, :-1].float() + scale[:, None] * attention
+    return model.option_logits(between, option_ids).cpu()
 
 
 @dataclass

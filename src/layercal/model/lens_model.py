@@ -149,6 +149,24 @@ class LensModel(Passes):
         runs = zip(self.blocks, calls, entered, left, strict=True)
         return [architecture.find_parts(*run, ROUNDING[self.dtype]) for run in runs]
 
+    @cached_property
+    def sequential(self) -> bool:
+        """Whether the MLP of a block reads what its attention has written.
+
+        Where both read what enters the block, there is no stream between them. Errors as of
+        :attr:`parts`.
+        """
+        first, given = self.parts[0], []
+        for factor in (1.0, 2.0):
+            with (
+                architecture.hook(first.attention, partial(torch.mul, other=factor)),
+                architecture.hook(first.mlp, lambda hidden: given.append(hidden.clone())),
+                torch.inference_mode(),
+            ):
+                ids = torch.arange(1, 5, device=self.device)[None]
+                self._decode(ids, ids - 1, use_cache=False)
+        return not torch.equal(*given)
+
     @torch.inference_mode()
     def check_gate(self, input_ids: Tensor) -> float:
         """Compare the lens at L with the model's own logits on one prompt.

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from layercal import InputError
 from layercal.model import architecture
 from layercal.model.lens_model import LensModel
-
-PARTS = ("attention", "mlp")
+from layercal.results import PARTS
 
 
 @contextmanager

@@ -210,6 +210,24 @@ def phases(results: Results) -> pd.DataFrame:
     )
 
 
+def group_phases(results: Results) -> pd.DataFrame:
+    """What the rule of the phase says of each category, language and reviewed part."""
+    rows = results.phases.query("lens == 'logit' and group != 'all'")
+    ends = ["correction", "ci_low", "ci_high"]
+    return pd.DataFrame(
+        {
+            "group": rows["group"],
+            "n": rows["n"],
+            "accuracy": rows["accuracy_final"],
+            "outcome": rows["outcome"],
+            "peak": rows["peak_layer"],
+            "ECE there": rows["ece_peak"],
+            "at the last": rows["ece_final"],
+            "fall [95 % CI]": [_ends(*row) for row in rows[ends].itertuples(index=False)],
+        }
+    )
+
+
 def _ends(value: float, low: float, high: float) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -84,6 +84,13 @@ def correction(results: Results) -> str:
     return " ".join((temperatures(results), steps(results), phase_left(results)))
 
 
+def mechanism(results: Results) -> str:
+    """What the correction is made by: attention, MLP, and the norm's scale."""
+    if results.phase["outcome"] == "at chance":
+        return ""
+    return f"{halves(results)} {norm(results)}"
+
+
 def temperatures(results: Results) -> str:
     """Temperatures at peak and end, and which share of the peak's excess of NLL is scale."""
     phase = results.phase
@@ -114,6 +121,48 @@ def steps(results: Results) -> str:
     return (
         f"Layers shown to add knowledge (lower NLL, both at their temperatures): {known}; "
         f"above the peak, layers shown to better the scale: {scaled}."
+    )
+
+
+def halves(results: Results) -> str:
+    """What attention and MLP of the blocks above the peak bring, by scale and by knowledge."""
+    table = results.steps
+    if not len(table):
+        return "Its blocks have no stream between attention and MLP that could be read."
+    totals = table[table["first_block"] < table["last_block"]]
+    if not len(totals):
+        return "Above the peak is one block at most."
+    said = [
+        f"by {name} {_by_part(totals[totals['metric'].eq(metric)])}"
+        for name, metric in (("scale", SCALE), ("knowledge", KNOWLEDGE))
+    ]
+    blocks = f"{totals['first_block'].iloc[0]:.0f} to {totals['last_block'].iloc[0]:.0f}"
+    return f"In blocks {blocks} NLL falls (95 % CI) {'; '.join(said)}."
+
+
+def _by_part(rows: pd.DataFrame) -> str:
+    return " and ".join(
+        f"{row.value:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}) by {row.part}"
+        for row in rows.itertuples()
+    )
+
+
+def norm(results: Results) -> str:
+    """How much of the peak's excess of NLL the last layer's norm alone takes away."""
+    peak, final = results.phase["peak_layer"], results.phase["final_layer"]
+    table = results.norm
+    if peak == final:
+        return "The peak is the last layer, whose norm is its own."
+    at = table[table["layer"].eq(peak)].set_index("norm_layer")
+    before, patched, last = at.loc[peak], at.loc[final], table["ece"].iloc[-1]
+    if np.isfinite(patched["share_low"]):
+        ends = f"95 % CI {patched['share_low']:.0%} to {patched['share_high']:.0%}"
+        shared = f"{patched['share']:.0%} ({ends}) of its excess of NLL"
+    else:
+        shared = "a share of its excess of NLL that is open"
+    return (
+        f"Layer {peak} read with the norm's scale of layer {final} loses {shared}; its ECE goes "
+        f"from {before['ece']:.3f} to {patched['ece']:.3f} (layer {final}: {last:.3f})."
     )
 
 

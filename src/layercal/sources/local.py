@@ -105,10 +105,18 @@ def _parts(source: dict) -> list[Path]:
     if kind == "csv_folder" and path.is_dir():
         from layercal.sources.question_files import mmlu_files
 
-        return list(chain.from_iterable(mmlu_files(source).values()))
+        return [*chain.from_iterable(mmlu_files(source).values()), *_flags(source)]
     if kind == "folder" and path.is_dir():
         return [path / name for name in _model_files(path, source)]
     return [path]
+
+
+def _flags(source: dict) -> list[Path]:
+    """The list of faulty questions, where a source has one."""
+    path = source.get("flags")
+    if path and not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file")
+    return [Path(path)] if path else []
 
 
 def _model_files(path: Path, source: dict) -> list[str]:
@@ -174,10 +182,11 @@ def dependencies(config: dict, models: dict, questions: dict) -> dict[str, list[
     of_models, of_sets = named(config)
     entries = [models[name] for name in of_models] + [questions[name] for name in of_sets]
     there = {
-        str(local[1])
+        str(path)
         for entry in entries
         for source in alternatives(entry)
         if (local := _local(source)) and not _problem(source)
+        for path in (local[1], *_flags(source))
     }
     return {"fetch": sorted(there), "extract": sorted(_templates(config, questions))}
 

@@ -21,7 +21,7 @@ from layercal import InputError
 from layercal.sources.questions import LETTERS, answer_index, category_of, named, text
 
 FOUR = LETTERS[:4]
-IDENTITY = ("question_id", "subject", "category", "split", "language", "cluster")
+IDENTITY = ("question_id", "subject", "category", "split", "language", "cluster", "flag")
 COLUMNS = ("question", "answer", *LETTERS, *IDENTITY)
 BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -43,16 +43,66 @@ def read_csv_folder(name: str, entry: dict) -> Rows:
     ----------
     name : str
     entry : dict
-        ``csv_folder``, ``categories``, and ``split``: test (the default), val or dev. Rows have
-        the question, four options and a letter.
+        ``csv_folder``, ``categories``; ``split``: test (the default), val or dev; and perhaps
+        ``flags``, as :func:`read_flags` reads them. Rows have the question, four options and a
+        letter.
+
+    Raises
+    ------
+    InputError
+        If the flags name questions that the split has not.
     """
+    studied = entry.get("split", "test")
+    flags = read_flags(Path(entry["flags"])) if "flags" in entry else {}
     for split, paths in mmlu_files(entry).items():
         for path in paths:
             subject = path.stem.removesuffix(f"_{split}")
             category = category_of(subject, entry["categories"], str(path))
             for index, (line, cells) in enumerate(_csv_lines(path)):
-                row = named(f"{split}/{subject}/{index}", subject, category, split)
+                flag = flags.pop((subject, str(index)), "") if split == studied else ""
+                row = named(f"{split}/{subject}/{index}", subject, category, split, flag=flag)
                 yield f"{split}/{path.name}, line {line}", row | _parse_mmlu(cells)
+    if flags:
+        (subject, number), *_ = flags
+        raise InputError(
+            f"{entry['flags']}: {len(flags)} row(s) flag questions that {studied}/ has not, the "
+            f"first of them row {number} of {subject}; rows are counted from 0 within a subject"
+        )
+
+
+def read_flags(path: Path) -> dict[tuple[str, str], str]:
+    """What reviewers found wrong with questions, as MMLU-Redux lists it (Gema et al. 2024).
+
+    Parameters
+    ----------
+    path : Path
+        CSV with columns ``subject``, ``row``, its number within the subject, and ``error_type``,
+        ``ok`` where nothing is wrong; others count for nothing.
+
+    Returns
+    -------
+    dict of str
+        Subject and row -> error type.
+
+    Raises
+    ------
+    InputError
+        If it lacks a column, or has a row twice or without a type.
+    """
+    (_, columns), *lines = _csv_lines(path)
+    wanted = ("subject", "row", "error_type")
+    lacking = [name for name in wanted if name not in columns]
+    if lacking:
+        raise InputError(f"{path}: no column {', '.join(lacking)}; found {', '.join(columns)}")
+    flags: dict[tuple[str, str], str] = {}
+    for line, cells in lines:
+        row = dict(zip(columns, map(text, cells), strict=False))
+        subject, number, flag = (row.get(name, "") for name in wanted)
+        if not flag or (subject, number) in flags:
+            why = "is there twice" if flag else "has no error_type"
+            raise InputError(f"{path}, line {line}: row {number} of {subject} {why}")
+        flags[subject, number] = flag
+    return flags
 
 
 def mmlu_files(entry: dict) -> dict[str, list[Path]]:
@@ -146,8 +196,8 @@ def read_file(name: str, entry: dict) -> Rows:
         ``file``: CSV, JSON lines or parquet with the columns ``question``; ``A``, ``B`` and so on,
         or ``choices``, a list of 2 to 10, where questions differ in their number of options;
         ``answer``, a letter; and optionally ``subject``, ``category``, ``question_id``,
-        ``language``, ``cluster`` (the same for questions that belong together) and ``split``
-        (``dev`` for shots).
+        ``language``, ``cluster`` (the same for questions that belong together), ``split`` (``dev``
+        for shots) and ``flag``.
     """
     path = Path(entry["file"])
     if path.suffix not in TABLES:
@@ -185,6 +235,7 @@ def _own_row(cells: dict, letters: str, stem: str, number: int) -> dict:
         found["category"] or "none",
         found["split"] or "test",
         found["language"] or "none",
+        found["flag"],
     )
     return row | {
         "cluster": found["cluster"] or identity,

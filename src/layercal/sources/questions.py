@@ -3,7 +3,8 @@
 Columns: ``question_id`` (str), ``cluster`` (str, the same for a question's translations and
 copies), ``language`` (str), ``subject`` (str), ``category`` (str), ``question`` (str), ``choices``
 (list of 2 to 10 str), ``answer`` (int, index into choices), ``split`` (str; rows of ``dev`` are
-shots, if there are others).
+shots, if there are others), ``flag`` (str: what reviewers found wrong with the question, ``ok`` if
+nothing; empty if none looked).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         "question": pa.string(),
         "choices": pa.list_(pa.string()),
         "answer": pa.int64(),
+        "flag": pa.string(),
     }
 )
 
@@ -51,7 +53,9 @@ def text(value: object) -> str:
     return re.sub("\r\n?", "\n", written).strip()
 
 
-def named(name: str, subject: str, category: str, split: str, language: str = "en") -> dict:
+def named(
+    name: str, subject: str, category: str, split: str, language: str = "en", flag: str = ""
+) -> dict:
     """Begin a row of the table: all but the question, its options and their answer."""
     return {
         "question_id": name,
@@ -60,6 +64,7 @@ def named(name: str, subject: str, category: str, split: str, language: str = "e
         "subject": subject,
         "category": category,
         "split": split,
+        "flag": flag,
     }
 
 

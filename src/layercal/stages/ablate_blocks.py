@@ -12,7 +12,7 @@ from layercal import results
 from layercal.ablation.blocks import without_parts
 from layercal.metrics.phase import Phase
 from layercal.model.fetched import load_fetched
-from layercal.model.recording import PARTS
+from layercal.results import PARTS
 from layercal.stages import Output
 
 

@@ -38,11 +38,14 @@ def extract_residuals(
         shard,
         shards,
         f"{manifest.parent.name}: residuals, shard {shard}",
+        torch.tensor(max(run.prompts["option_ids"], key=len)),
     )
     if len(found["rows"]) and "neurons" not in found:
         log.info(
             "what its blocks or neurons write cannot be told: no ablation of %s",
             "neurons" if "written" in found else "either",
         )
+    if "written" in found and "mid_logits" not in found:
+        log.info("its attention and MLP read the same stream: there is none between them")
     run.write(residuals, found)
     files.keep_shards(residuals.parent, "residuals", shards)

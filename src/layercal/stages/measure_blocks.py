@@ -10,7 +10,7 @@ import torch
 from layercal import files, results
 from layercal.ablation.table import NOTHING, Ablated, ablations
 from layercal.metrics.scoring import Scoring
-from layercal.model.recording import PARTS
+from layercal.results import PARTS
 from layercal.stages import Output
 
 

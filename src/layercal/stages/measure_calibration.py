@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from layercal import files, results
-from layercal.metrics import accuracy, readings, resampling
-from layercal.metrics.phase import detect
+from layercal.metrics import readings
+from layercal.metrics.phase import Phase, of_readings
 from layercal.stages import Output, log
 
 # what DVC prints, compares and draws, and Git keeps
@@ -41,15 +42,15 @@ def measure_calibration(
     threads: int = 1,
     metrics: Output,
     phase: Output,
+    phases: Output,
     numbers: Output,
     curves: Output,
 ) -> None:
-    """Write the tidy metric table and the phase."""
+    """Write the tidy metric table, the phase, and that of each group but subjects."""
     run = results.Run.load(prompts)
     asked = run.prompts.drop_duplicates("question_id")
     groups, cluster = readings.groups(asked), pd.factorize(asked["cluster"])[0]
-    weights = resampling.cluster_weights(cluster, draws, seed)
-    tables, phases = [], {}
+    tables, found = [], {}
     for lens, path in (("logit", options), ("tuned", tuned)):
         orders = readings.from_options(run.by_prompt(path), cluster)
         for order, read in orders.items():
@@ -65,32 +66,32 @@ def measure_calibration(
             )
             tables.append(table.assign(lens=lens, order=order))
         order, read = next(iter(orders.items()))
-        known = accuracy.above_chance(
-            read.logits[-1].argmax(-1),
-            read.answer,
-            read.n_options[-1],
-            cluster,
-            draws,
-            seed,
-        )
-        phases[lens] = detect(
-            read.confidence,
-            read.correct,
-            weights,
-            known,
-            tolerance=tolerance,
-            n_bins=n_bins[0],
-            cluster=cluster,
-        )
-    found = replace(phases["logit"], order=order, tuned=phases["tuned"])
+        for group, inside in groups.items():
+            part = read.take(inside)
+            if group.kind != "subject" and len(np.unique(part.cluster)) >= min_group:
+                found[lens, group] = of_readings(
+                    part, draws=draws, seed=seed, tolerance=tolerance, n_bins=n_bins[0]
+                )
+    whole = found["logit", readings.Group()]
+    whole = replace(whole, order=order, tuned=found["tuned", readings.Group()])
     table = pd.concat(tables)
     table["primary"] = table["order"].eq(order) & table["n_bins"].isin([0, n_bins[0]])
     run.write(metrics, table)
-    run.write(phase, found.to_json())
-    headline = {name: getattr(found, name) for name in NUMBERS}
+    run.write(phase, whole.to_json())
+    run.write(phases, _by_group(found))
+    headline = {name: getattr(whole, name) for name in NUMBERS}
     files.write_atomically(numbers, json.dumps(headline, indent=2) + "\n")
     files.write_atomically(curves, _curves(table).to_csv())
-    log.info("%s", found.reason)
+    log.info("%s", whole.reason)
+
+
+def _by_group(found: dict[tuple[str, readings.Group], Phase]) -> pd.DataFrame:
+    """One row a lens and group, each at its own level: they describe, and are not adjusted."""
+    rows = [
+        {"lens": lens, **group.columns(), **phase.to_json()}
+        for (lens, group), phase in found.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def _curves(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from layercal import results
-from layercal.metrics import accuracy, readings, resampling
-from layercal.metrics.phase import detect
+from layercal.metrics import readings, resampling
+from layercal.metrics.phase import of_readings
 from layercal.metrics.recalibration import TEMPERATURE, VECTOR, cross_tempered, table
 from layercal.sources import questions
 from layercal.stages import Output, log
@@ -40,10 +39,8 @@ def measure_recalibration(
     with threadpool_limits(1):  # many small fits, which threads only slow down
         scaled = _scaled(read, fold)
         run.write(recalibration, table(read, scaled, fold, weights, n_bins, seed))
-    letters = read.logits[-1].argmax(-1), read.answer, read.n_options[-1], cluster
-    known = accuracy.above_chance(*letters, draws, seed)
-    confidence = softmax(scaled[TEMPERATURE], -1).max(-1)
-    left = detect(confidence, read.correct, weights, known, tolerance, n_bins, cluster)
+    tempered = readings.Readings(scaled[TEMPERATURE], read.answer, {}, cluster)
+    left = of_readings(tempered, draws=draws, seed=seed, tolerance=tolerance, n_bins=n_bins)
     run.write(phase, left.to_json())
     log.info("With a temperature for each layer: %s", left.reason)
 

@@ -52,7 +52,7 @@ def tokenize_prompts(
         tokenizer, texts, n_options, template.lead, template.add_special_tokens
     )
     _check_fit(manifest.parent, shown, input_ids, option_ids, tokenizer)
-    identity = ["question_id", "cluster", "language", "subject", "category", "answer"]
+    identity = ["question_id", "cluster", "language", "subject", "category", "flag", "answer"]
     written = pd.DataFrame(shown)[identity].assign(
         permutation=list(range(rotations)) * len(rows),
         model_sha256=_model(manifest),

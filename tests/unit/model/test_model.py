@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2S
 
 from layercal import InputError, model
 from layercal.model import extract, fetched, lens
+from layercal.model.architecture import hook
 
 
 def naive_residuals(causal, ids, family="llama"):
@@ -218,6 +219,36 @@ def test_a_shared_beginning_changes_nothing_in_any_family(family, length):
     if "written" in found:
         expected = sum(one["written"] for one in alone)
         torch.testing.assert_close(found["written"], expected, atol=5e-4, rtol=1e-4)
+
+
+# attention and MLP read the same stream
+PARALLEL = {"codegen", "cohere", "cohere2", "falcon", "falcon-alibi", "gpt_neox", "gptj", "phi"}
+
+
+def test_the_middle_of_a_block_is_its_output_without_its_mlp(family):
+    """In every family: the MLP gives nothing in a plain pass, and the block's output is read."""
+    causal = tiny(family)
+    read = model.LensModel(causal)
+    options = torch.tensor([5, 9, 11])
+    found = extract.read(read, PROMPTS, batch_tokens=12, option_ids=options)
+    if "written" not in found:
+        assert "mid_logits" not in found
+        return
+    assert ("mid_logits" in found) == (family not in PARALLEL)
+    for number, (block, parts) in enumerate(zip(read.blocks, read.parts, strict=True)):
+        for row, prompt in enumerate(PROMPTS):
+            seen = []
+            with (
+                hook(parts.mlp, torch.zeros_like),
+                hook(block, lambda hidden, seen=seen: seen.append(hidden[0, -1].clone())),
+                torch.inference_mode(),
+            ):
+                causal(torch.tensor([prompt]), use_cache=False)
+            if "mid_logits" in found:
+                expected = read.unembed(seen[0])[options]
+                torch.testing.assert_close(
+                    found["mid_logits"][row, number], expected, atol=2e-4, rtol=1e-3
+                )
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 8])

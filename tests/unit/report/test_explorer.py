@@ -22,7 +22,9 @@ def study(rng):
     ids = [f"q/{index}" for index in range(N)]
     answer = rng.integers(0, 4, N)
     groups = {"category": np.where(np.arange(N) < 35, "big", "small"), "subject": "s"}
-    prompts = pd.DataFrame({"question_id": ids, "answer": answer, "language": "en", **groups})
+    prompts = pd.DataFrame(
+        {"question_id": ids, "answer": answer, "language": "en", "flag": "", **groups}
+    )
     prompts["permutation"] = 0
     options = pd.DataFrame(logits.reshape(-1, 4), columns=[f"logit_{one}" for one in "ABCD"])
     options = options.assign(

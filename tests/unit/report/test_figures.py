@@ -29,7 +29,7 @@ def tables(rng):
         extra={"option_mass": rng.random((6, 60)), "entropy": rng.random((6, 60))},
     )
     subjects = ["anatomy"] * 30 + ["virology"] * 25 + ["physics"] * 5
-    prompts = pd.DataFrame({"subject": subjects, "category": "Other", "language": "en"})
+    prompts = pd.DataFrame({"subject": subjects, "category": "Other", "language": "en", "flag": ""})
     prompts.loc[prompts["subject"] == "physics", "category"] = "STEM"
     groups = readings.groups(prompts)
     metrics = readings.group_table(
@@ -313,7 +313,9 @@ def test_groups_count_clusters_and_not_copies(rng):
 
 
 def test_languages_are_groups_of_their_own():
-    prompts = pd.DataFrame({"subject": "s", "category": "c", "language": ["de", "th", "de"]})
+    prompts = pd.DataFrame(
+        {"subject": "s", "category": "c", "language": ["de", "th", "de"], "flag": ""}
+    )
     found = readings.groups(prompts)
     named = ["all", "category:c", "subject:s", "language:de", "language:th"]
     assert list(map(str, found)) == named

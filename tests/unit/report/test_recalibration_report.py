@@ -11,11 +11,13 @@ from scipy.special import softmax
 from sweeps import sweep
 from threadpoolctl import threadpool_limits
 
-from layercal.metrics import accuracy, phase, readings, recalibration, resampling, rivals
+from layercal.ablation import norm
+from layercal.metrics import accuracy, halves, phase, readings, recalibration, resampling, rivals
+from layercal.metrics.scoring import Scoring
 from layercal.report import figures, tables, words
 from layercal.steering import abstaining, baselines
 
-DRAWN = "refinement", "temperatures", "normalisations", "risk-coverage"
+DRAWN = "refinement", "temperatures", "halves", "norm", "normalisations", "risk-coverage"
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,16 @@ def results():
     held_out = {"temperature": scaled, "vector scaling": np.stack(vector)}
     known = accuracy.above_chance(last.argmax(-1), answer)
     confidence = softmax(scaled, -1).max(-1)
+    # of each block's step all is attention's; the stream grows as the layers cool
+    middles = readings.Readings(logits[1:], answer, {})
+    scales = [1, 1, 4 / 3, 2, 4]
+    patched = ((a, b, logits[a] * scales[a] / scales[b]) for a in range(5) for b in range(a, 5))
     return SimpleNamespace(
         phase=phase.detect(read.confidence, read.correct, weights, known).to_json(),
         recalibrated_phase=phase.detect(confidence, read.correct, weights, known).to_json(),
         recalibration=recalibration.table(read, held_out, fold, weights, 10),
+        steps=halves.table(halves.with_middles(read, middles), fold, 1),
+        norm=norm.table(Scoring(answer=answer, cluster=np.arange(n)), patched),
         rivals=rivals.table(read, rng.normal(size=(5, n, 4)), fold, weights, 10),
         **{
             name: pd.DataFrame(rows)
@@ -87,6 +95,24 @@ def test_in_words_the_correction_is_scale(results):
         "their temperatures): 1; above the peak, layers shown to better the scale: 2, 3, 4" in said
     )
     assert "no phase is shown any more" in said
+
+
+def test_in_words_attention_and_the_norm_do_it(results):
+    said = words.mechanism(results)
+    scale = results.steps.query("first_block < last_block and metric == 'scale_step'")
+    by_attention = scale["value"].iloc[0]
+    assert f"In blocks 2 to 4 NLL falls (95 % CI) by scale {by_attention:.3f} (" in said
+    assert "and 0.000 (0.000 to 0.000) by mlp" in said
+    assert "Layer 1 read with the norm's scale of layer 4 loses 100% (95 % CI 100% to 100%)" in said
+    ece = results.norm.set_index(["layer", "norm_layer"])["ece"]
+    assert (
+        f"its ECE goes from {ece[1, 1]:.3f} to {ece[1, 4]:.3f} (layer 4: {ece[4, 4]:.3f})" in said
+    )
+    lacking = SimpleNamespace(**{**vars(results), "steps": halves.NOTHING})
+    assert "no stream between attention and MLP" in words.mechanism(lacking)
+    assert "no stream between" in figures.draw("halves", lacking).alt
+    chance = SimpleNamespace(phase={"outcome": "at chance"})
+    assert words.mechanism(chance) == ""
 
 
 def test_where_there_was_no_phase_none_is_taken_away(results):

@@ -46,6 +46,10 @@ def place(tmp_path, monkeypatch):
         ),
         ({"csv_folder": "mmlu", "split": "dev"}, ["mmlu/dev/a_dev.csv"]),
         ({"csv_folder": "mmlu", "split": "val"}, ["mmlu"]),
+        (
+            {"csv_folder": "mmlu", "split": "dev", "flags": "q.csv"},
+            ["mmlu/dev/a_dev.csv", "q.csv"],
+        ),
         ({"sources": [HUB, {"file": "q.csv"}]}, ["q.csv"]),
         ({"sources": [{"file": "none.csv"}, HUB]}, []),
         ({"sources": [{"file": "none.csv"}, {"file": "q.csv"}]}, ["q.csv"]),
@@ -149,6 +153,12 @@ def test_questions_do_not_outlive_their_source(place):
 def test_dvc_depends_on_what_the_config_names(place):
     config = {**CONFIG, "prompt": "p.j2", "models": ["m", "g"]}
     models = {"m": {"folder": "model"}, "g": {"sources": [{"gguf": "none"}, HUB]}}
+    lacking = {"csv_folder": "mmlu", "flags": "none.csv"}
+    with pytest.raises(InputError, match=r"questions: q: none\.csv: there is no such file"):
+        local.check(CONFIG, {"m": HUB}, {"q": lacking})
+    reviewed = {"csv_folder": "mmlu", "flags": "q.csv"}
+    found = local.dependencies(config, models, {"q": reviewed})
+    assert found == {"fetch": ["mmlu", "model", "q.csv"], "extract": ["p.j2"]}
     found = local.dependencies(config, models, {"q": {"csv_folder": "mmlu"}})
     assert found == {"fetch": ["mmlu", "model"], "extract": ["p.j2"]}
 

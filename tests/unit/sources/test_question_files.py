@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from layercal import InputError
+from layercal.metrics import readings
 from layercal.sources import question_sources, questions
 
 CATEGORIES = {"STEM": ["astronomy"], "Other": ["anatomy"]}
@@ -143,6 +144,60 @@ def test_a_split_of_mmlu(tmp_path, split, ids):
     assert [row["question_id"] for row in shots] == ids[-1:]
 
 
+@pytest.fixture
+def reviewed(tmp_path):
+    """MMLU's folder with a list of reviewed questions; ``write`` writes its lines."""
+    for name in ("test", "dev"):
+        (tmp_path / name).mkdir()
+        lines = "".join(f"{name} {i}?,w,x,y,z,D\n" for i in range(3))
+        (tmp_path / f"{name}/anatomy_{name}.csv").write_text(lines)
+    listed = tmp_path / "flags.csv"
+    entry = {"csv_folder": str(tmp_path), "categories": CATEGORIES, "flags": str(listed)}
+
+    def write(text):
+        listed.write_text(text)
+        return entry
+
+    return write
+
+
+def test_reviewed_questions_say_what_is_wrong_with_them(reviewed):
+    """Those of the split that is studied; of the rest nothing is known."""
+    head = "subject,row,error_type,correct_answer\n"
+    entry = reviewed(f"{head}anatomy,2,wrong_groundtruth,B\nanatomy,0,ok,\n")
+    rows, _ = question_sources.read("x", entry)
+    flags = {row["question_id"]: row["flag"] for row in rows}
+    expected = {"test/anatomy/0": "ok", "test/anatomy/2": "wrong_groundtruth"}
+    assert {name: flag for name, flag in flags.items() if flag} == expected
+    table = questions.to_table(rows)
+    members = readings.groups(table[table["split"] == "test"])
+    kept = {
+        str(group): inside.tolist() for group, inside in members.items() if group.kind == "flag"
+    }
+    assert kept == {"flag:ok": [True, False, False], "flag:faulty": [False, False, True]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("subject,number\n", "no column row, error_type; found subject, number"),
+        ("subject,row,error_type\nanatomy,0,\n", "line 2: row 0 of anatomy has no error_type"),
+        (
+            "subject,row,error_type\nanatomy,0,ok\nanatomy,0,ok\n",
+            "line 3: row 0 of .* is there twice",
+        ),
+        (
+            "subject,row,error_type\nanatomy,3,ok\n",
+            r"1 row\(s\) flag questions that test/ has not, .* row 3 of",
+        ),
+        ("subject,row,error_type\nlaw,0,ok\n", "row 0 of law"),
+    ],
+)
+def test_flags_that_fit_no_question_are_refused(reviewed, text, message):
+    with pytest.raises(InputError, match=message):
+        question_sources.read("x", reviewed(text))
+
+
 def test_a_split_that_a_folder_of_mmlu_lacks(tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test/anatomy_test.csv").write_text("In test?,w,x,y,z,D\n")
@@ -245,7 +300,7 @@ def test_a_path_that_looks_like_a_partition_adds_nothing(tmp_path):
 @SUFFIXES
 def test_zero_is_a_name(tmp_path, suffix):
     """Of a cluster, a subject and so on; only what is missing gets a default."""
-    named = {"cluster": 0, "subject": 0, "category": 0, "language": 0, "split": 0}
+    named = {"cluster": 0, "subject": 0, "category": 0, "language": 0, "split": 0, "flag": 0}
     rows = [{**GOOD, **named, "question_id": 0}, {**GOOD, **named, "question_id": 1}]
     for row in read_file(write(tmp_path / f"own{suffix}", rows)):
         assert {name: row[name] for name in named} == dict.fromkeys(named, "0")

@@ -63,6 +63,7 @@ def test_flan_cot_samples(wheel):
             "choices": ["one", "two", "three more", "four"],
             "answer": 1,
             "split": "dev",
+            "flag": "",
         }
     ]
     assert [one["where"] for one in rejected] == [
@@ -120,6 +121,7 @@ def test_translated_samples(wheel):
         "choices": ["A Zwei?", "B Zwei?", "C Zwei?", "D Zwei?"],
         "answer": 3,
         "split": "dev",
+        "flag": "",
     }
     assert [row["question_id"] for row in rows] == ["de/anatomy/1", "de/anatomy/0", "th/anatomy/1"]
     assert [one["where"] for one in rejected] == [

@@ -22,13 +22,14 @@ from layercal.report.figures.curves import DEPTH, band, mark_phase, name_marks
 from layercal.report.figures.registry import Drawing, figure
 from layercal.report.style import BESIDE, GREY, INK, PALETTE
 from layercal.report.tables import DEFINED
-from layercal.results import Results
+from layercal.results import PARTS, Results
 
 # score -> label, and what recalibrates it beside one temperature
 SCORES = {
     "nll": ("NLL (nats)", VECTOR),
     "brier": ("Brier score", ISOTONIC),
 }
+PART_NAMES = {"attention": "attention", "mlp": "MLP"}
 STEPS = {KNOWLEDGE: ("knowledge", PALETTE[0]), SCALE: ("scale", PALETTE[1])}
 
 
@@ -65,6 +66,36 @@ def temperatures(results: Results) -> Drawing:
     shown = rows[rows["metric"].isin(["temperature", "ece"])]
     alt = f"Temperature and ECE over the layers. {words.phase_left(results)}"
     return Drawing(plot_temperatures(shown, results.phase), shown, alt)
+
+
+@figure(
+    "halves",
+    "Fall of NLL by attention and by MLP of each block, by knowledge (stream before and after at "
+    "their temperatures) and by scale (what a temperature still gains); full where the 95 % "
+    "interval, for all parts at once, excludes 0.",
+)
+def halves(results: Results) -> Drawing | str:
+    """Which half of each block adds knowledge, and which scales it."""
+    table = results.steps
+    if not len(table):
+        return "Blocks of this model have no stream between attention and MLP that can be read."
+    shown = table[table["first_block"].eq(table["last_block"]) & table["metric"].isin(STEPS)]
+    alt = f"Fall of NLL by attention and MLP of each block. {words.halves(results)}"
+    return Drawing(plot_halves(shown, results.phase), shown, alt)
+
+
+@figure(
+    "norm",
+    "Each layer read as it is, with the final norm's scale taken from the last layer, and at the "
+    "temperature that fits it (cross-fitted; of NLL). Band: 95 % CI of the change.",
+)
+def norm(results: Results) -> Drawing:
+    """How much of the correction the norm's scale alone carries."""
+    table, final = results.norm, results.phase["final_layer"]
+    shown = table[table["norm_layer"].eq(final) | table["norm_layer"].eq(table["layer"])]
+    alt = f"NLL and ECE over the layers, by whose scale the norm divides. {words.norm(results)}"
+    scaled = _of(results.recalibration, TEMPERATURE, "nll")
+    return Drawing(plot_norm(shown, scaled, results.phase), shown, alt)
 
 
 @figure(
@@ -114,6 +145,59 @@ def plot_refinement(rows: pd.DataFrame, phase: dict) -> Figure:
     for axes in (*top, *bottom):
         axes.axvline(phase["peak_layer"], color=GREY, zorder=0, **style.PEAK, label="peak of ECE")
     style.shared_legend(drawn, ncols=3)
+    return drawn
+
+
+def plot_halves(rows: pd.DataFrame, phase: dict) -> Figure:
+    """Fall of NLL by each part of each block, through knowledge and through scale.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Steps of single blocks in ``steps.parquet``.
+    phase : dict
+    """
+    drawn = style.new(9.6, 5.8)
+    panels = drawn.subplots(len(PARTS), len(STEPS), sharex=True, sharey="col")
+    for line, part in zip(panels, PARTS, strict=True):
+        for axes, (metric, (label, color)) in zip(line, STEPS.items(), strict=True):
+            of_part = rows[rows["part"].eq(part) & rows["metric"].eq(metric)]
+            _step_panel(axes, of_part.rename(columns={"last_block": "layer"}), color)
+            axes.axvline(phase["peak_layer"], color=GREY, zorder=0, **style.PEAK)
+            axes.set(ylabel=f"{label}, by {PART_NAMES[part]}\n(nats)")
+    for axes in panels[-1]:
+        axes.set(xlabel="block (dotted: peak of ECE)")
+    return drawn
+
+
+def plot_norm(rows: pd.DataFrame, scaled: pd.DataFrame, phase: dict) -> Figure:
+    """NLL and ECE over the layers with their norm's scale, and with that of the last layer.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Of ``norm.parquet``: each layer under its own scale and under the last one's.
+    scaled : DataFrame
+        NLL of each layer at its temperature, of ``recalibration.parquet``.
+    phase : dict
+    """
+    drawn = style.new(8.5, 5.6)
+    panels = dict(zip(("nll", "ece"), drawn.subplots(2, 1, sharex=True), strict=True))
+    before = rows[rows["norm_layer"].eq(rows["layer"])].set_index("layer")
+    patched = rows[rows["norm_layer"].eq(phase["final_layer"])].set_index("layer")
+    low, high = (before["nll"] - patched[f"nll_gain_{end}"] for end in ("high", "low"))
+    panels["nll"].fill_between(patched.index, low, high, color=PALETTE[1], alpha=0.2, lw=0)
+    for metric, axes in panels.items():
+        axes.plot(before.index, before[metric], label="its own scale", **style.look(3))
+        label = f"scale of layer {phase['final_layer']}"
+        axes.plot(patched.index, patched[metric], label=label, **style.look(1))
+        mark_phase(axes, phase)
+    at = scaled["layer"], scaled["value"]
+    panels["nll"].plot(*at, label="at its temperature", **style.look(2))
+    panels["nll"].set(ylabel="NLL (nats)", ylim=(0, None))
+    panels["ece"].set(ylabel="ECE", xlabel=DEPTH, ylim=(0, None), xlim=(0, phase["final_layer"]))
+    name_marks(panels["nll"], phase)
+    panels["nll"].legend(title="final norm divides by", **BESIDE)
     return drawn
 
 
