@@ -11,6 +11,7 @@ import pandas as pd
 from layercal.metrics.recalibration import KNOWLEDGE, SCALE, TEMPERATURE
 from layercal.results import Results
 
+PART_NAMES = {"attention": "attention", "mlp": "MLP"}
 # settings and packages of which the stages' records say how tables were made
 RECORDED = ("commit", "processor", "gpu", "dtype", "device", "seed", "python")
 
@@ -142,7 +143,7 @@ def halves(results: Results) -> str:
 
 def _by_part(rows: pd.DataFrame) -> str:
     return " and ".join(
-        f"{row.value:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}) by {row.part}"
+        f"{row.value:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}) by {PART_NAMES[row.part]}"
         for row in rows.itertuples()
     )
 

@@ -102,7 +102,7 @@ def test_in_words_attention_and_the_norm_do_it(results):
     scale = results.steps.query("first_block < last_block and metric == 'scale_step'")
     by_attention = scale["value"].iloc[0]
     assert f"In blocks 2 to 4 NLL falls (95 % CI) by scale {by_attention:.3f} (" in said
-    assert "and 0.000 (0.000 to 0.000) by mlp" in said
+    assert "and 0.000 (0.000 to 0.000) by MLP" in said
     assert "Layer 1 read with the norm's scale of layer 4 loses 100% (95 % CI 100% to 100%)" in said
     ece = results.norm.set_index(["layer", "norm_layer"])["ece"]
     assert (

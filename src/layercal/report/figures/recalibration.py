@@ -29,7 +29,6 @@ SCORES = {
     "nll": ("NLL (nats)", VECTOR),
     "brier": ("Brier score", ISOTONIC),
 }
-PART_NAMES = {"attention": "attention", "mlp": "MLP"}
 STEPS = {KNOWLEDGE: ("knowledge", PALETTE[0]), SCALE: ("scale", PALETTE[1])}
 
 
@@ -164,7 +163,7 @@ def plot_halves(rows: pd.DataFrame, phase: dict) -> Figure:
             of_part = rows[rows["part"].eq(part) & rows["metric"].eq(metric)]
             _step_panel(axes, of_part.rename(columns={"last_block": "layer"}), color)
             axes.axvline(phase["peak_layer"], color=GREY, zorder=0, **style.PEAK)
-            axes.set(ylabel=f"{label}, by {PART_NAMES[part]}\n(nats)")
+            axes.set(ylabel=f"{label}, by {words.PART_NAMES[part]}\n(nats)")
     for axes in panels[-1]:
         axes.set(xlabel="block (dotted: peak of ECE)")
     return drawn
@@ -188,8 +187,8 @@ def plot_norm(rows: pd.DataFrame, scaled: pd.DataFrame, phase: dict) -> Figure:
     low, high = (before["nll"] - patched[f"nll_gain_{end}"] for end in ("high", "low"))
     panels["nll"].fill_between(patched.index, low, high, color=PALETTE[1], alpha=0.2, lw=0)
     for metric, axes in panels.items():
-        axes.plot(before.index, before[metric], label="its own scale", **style.look(3))
-        label = f"scale of layer {phase['final_layer']}"
+        axes.plot(before.index, before[metric], label="as it is", **style.look(3))
+        label = f"with the norm's scale\nof layer {phase['final_layer']}"
         axes.plot(patched.index, patched[metric], label=label, **style.look(1))
         mark_phase(axes, phase)
     at = scaled["layer"], scaled["value"]
@@ -197,7 +196,7 @@ def plot_norm(rows: pd.DataFrame, scaled: pd.DataFrame, phase: dict) -> Figure:
     panels["nll"].set(ylabel="NLL (nats)", ylim=(0, None))
     panels["ece"].set(ylabel="ECE", xlabel=DEPTH, ylim=(0, None), xlim=(0, phase["final_layer"]))
     name_marks(panels["nll"], phase)
-    panels["nll"].legend(title="final norm divides by", **BESIDE)
+    panels["nll"].legend(**BESIDE)
     return drawn
 
 
