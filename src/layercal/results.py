@@ -65,10 +65,10 @@ class Run:
     def write(self, path: Path, content: pd.DataFrame | dict) -> None:
         """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run."""
         if isinstance(content, pd.DataFrame):
-            marked = content.copy(deep=False)
-            marked.attrs = {KEY: self.fingerprint}
-            data: str | bytes = marked.to_parquet(index=False)
-        elif path.suffix == ".safetensors":
+            write_table(path, content, self)
+            return
+        data: str | bytes
+        if path.suffix == ".safetensors":
             from safetensors.torch import save
 
             data = save(content, {KEY: self.fingerprint})
@@ -89,7 +89,7 @@ class Run:
         InputError
             If one is damaged, was made from others, or does not say from which.
         """
-        other = [path for path in paths if made_from(path) != self.fingerprint]
+        other = [path for path in paths if not _is_of(path, self.fingerprint)]
         if other:
             raise _of_different_runs(other, self.path)
 
@@ -129,6 +129,13 @@ class Run:
         return np.argsort(held)
 
 
+def write_table(path: Path, table: pd.DataFrame, *runs: Run) -> None:
+    """Write a table that was made from one run, or from several."""
+    marked, prompts = table.copy(deep=False), [run.fingerprint for run in runs]
+    marked.attrs = {KEY: prompts if len(prompts) > 1 else prompts[0]}
+    write_atomically(path, marked.to_parquet(index=False))
+
+
 def read(path: Path) -> Any:  # its suffix says what
     """Read a table (parquet, CSV), tensors (safetensors) or an object (JSON).
 
@@ -149,8 +156,8 @@ def read(path: Path) -> Any:  # its suffix says what
         return json.loads(path.read_text())
 
 
-def made_from(path: Path) -> str | None:
-    """Fingerprint of the prompts that a file was made from; None if it does not say."""
+def made_from(path: Path) -> str | list[str] | None:
+    """Fingerprint of the prompts that a file was made from, or several; None if it is silent."""
     with _undamaged(path):
         if path.suffix == ".parquet":
             kept = pyarrow.parquet.read_schema(path).metadata or {}
@@ -161,15 +168,22 @@ def made_from(path: Path) -> str | None:
         return json.loads(path.read_text()).get(KEY)
 
 
+def _is_of(path: Path, fingerprint: object) -> bool:
+    """Whether a file was made from prompts, from others beside them or not."""
+    prompts = made_from(path)
+    return fingerprint in (prompts if isinstance(prompts, list) else [prompts])
+
+
 def same(*paths: Path) -> None:
     """See that files are of one run, where its prompts are not at hand; errors as of a run's check.
 
     Parameters
     ----------
     *paths : Path
+        The first of this run alone.
     """
     first = made_from(paths[0])
-    other = [path for path in paths if first is None or made_from(path) != first]
+    other = [path for path in paths if first is None or not _is_of(path, first)]
     if other:
         raise _of_different_runs(other, paths[0])
 
@@ -328,6 +342,7 @@ class Results:
     recalibrated_phase = _File("results/{study}/lens/{model}/{questions}/recalibrated-phase.json")
     steps = _File("results/{study}/lens/{model}/{questions}/steps.parquet")
     rivals = _File("results/{study}/lens/{model}/{questions}/rivals.parquet")
+    comparisons = _File("results/{study}/lens/comparisons.parquet")  # of the whole study
     directions = _File("results/{study}/directions/{model}/{questions}/directions.parquet")
     vectors = _File("results/{study}/directions/{model}/{questions}/directions.safetensors")
     dimensions = _File("results/{study}/directions/{model}/{questions}/dimensions.parquet")

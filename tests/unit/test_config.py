@@ -57,7 +57,7 @@ def test_embedded_config_is_valid():
     check(CONFIG, *FIXED)
 
 
-@pytest.mark.parametrize("name", ["paper", "languages", "mmlu"])
+@pytest.mark.parametrize("name", ["paper", "languages", "mmlu", "ladder", "quantizations", "pair"])
 def test_a_config_file_says_only_what_differs(name, in_project):
     said = read(f"config/{name}.yaml")
     config = study.own_config([f"config/{name}.yaml"])
@@ -101,7 +101,7 @@ def test_paper_config_is_the_embedded_one_on_the_papers_models(in_project):
     assert {**paper["extract"], "shards": 4} == CONFIG["extract"]
 
 
-@pytest.mark.parametrize("name", ["config", "paper", "languages", "mmlu"])
+@pytest.mark.parametrize("name", ["config", "paper", "languages", "mmlu", "pair"])
 def test_there_are_controls_enough_for_the_claims_of_a_study(name, in_project):
     """A rank among R is never below 1 / (1 + R), whatever a direction does."""
     config = study.own_config([f"config/{name}.yaml"])

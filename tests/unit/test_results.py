@@ -201,6 +201,7 @@ def two_runs(tmp_path_factory):
         chain.lens()
         chain.metrics()
         chain.recalibration()
+        chain.comparisons()
         chain.directions()
         chain.nullspace()
         chain.neurons()
@@ -222,6 +223,7 @@ READ = {
     "lens": "residuals-1.safetensors",
     "metrics": "options.parquet tuned.parquet",
     "recalibration": "options.parquet residuals-1.safetensors",
+    "comparisons": "options.parquet phase.json",
     "directions": "residuals-0.safetensors options.parquet phase.json",
     "nullspace": "residuals-0.safetensors",
     "neurons": "residuals-0.safetensors",
@@ -238,7 +240,8 @@ READ = {
     "nullspace.parquet neurons.parquet blocks.parquet sweep.parquet summary.json "
     "phases.parquet recalibration.parquet recalibrated-phase.json steps.parquet rivals.parquet "
     "norm.parquet",
-    "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json",
+    "atlas": "phase.json recalibration.parquet recalibrated-phase.json summary.json "
+    "comparisons.parquet",
 }
 
 

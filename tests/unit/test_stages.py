@@ -16,7 +16,7 @@ from conftest import word_tokenizer
 from families import tiny
 from scipy.special import softmax
 
-from layercal import InputError, code, stages
+from layercal import InputError, code, results, stages
 from layercal.stages import __main__ as command_line
 from layercal.stages.ablate_blocks import ablate_blocks
 from layercal.stages.ablate_neurons import ablate_neurons
@@ -402,6 +402,18 @@ def test_prompts_are_written_as_they_read(model_folder, tmp_path):
     assert not any(tokenizer.bos_token_id in ids for ids in made["input_ids"])
     read = "".join(tokenizer.convert_ids_to_tokens(made["input_ids"][0].tolist()))
     assert read.replace("Ġ", " ").replace("Ċ", "\n") == made["prompt"][0]
+
+
+def test_models_that_differ_in_quantization_alone_are_two_runs(model_folder, tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"question": "q", "choices": ["1", "2"], "answer": "A"}\n')
+    fetch(tmp_path)
+    told = set()
+    for quantize in ({}, {"quantize": "8bit"}, {"quantize": "4bit"}):
+        manifest, prompts = model_folder / "manifest.json", tmp_path / "prompts.parquet"
+        manifest.write_text(json.dumps({"files": {}, "source": quantize}))
+        tokenize_prompts(manifest=manifest, questions=tmp_path / "own.parquet", prompts=prompts)
+        told.add(results.Run.load(prompts).fingerprint)
+    assert len(told) == 3
 
 
 def test_a_tokenizer_runs_code_only_if_the_manifest_trusts_it(model_folder, tmp_path):

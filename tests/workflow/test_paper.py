@@ -31,7 +31,7 @@ def test_whole_dag_is_planned(tmp_path):
     shards = config["extract"]["shards"]
     assert jobs["fetch_model"] == jobs["read_lens"] == jobs["render_report"] == 4
     assert jobs["extract_residuals"] == jobs["steer_prompts"] == 4 * shards
-    assert jobs["fetch_questions"] == jobs["render_index"] == 1
+    assert jobs["fetch_questions"] == jobs["render_index"] == jobs["measure_comparisons"] == 1
 
 
 def questions(count, rng):
@@ -110,3 +110,19 @@ def test_the_four_models_are_told_apart(paper):
     ]
     for one, other in itertools.pairwise(tables):
         assert (one - other).abs().max() > 0.1
+
+
+def test_the_four_models_are_compared_two_by_two(paper):
+    """On the same questions, in one table that the atlas shows."""
+    compared = pd.read_parquet(paper / "results/paper/lens/comparisons.parquet")
+    pairs = compared[["model_a", "model_b"]].drop_duplicates().to_numpy().tolist()
+    assert pairs == [list(pair) for pair in itertools.combinations(FAMILIES, 2)]
+    assert (compared["n"] == 44).all()
+    for end in ("a", "b"):
+        for (model, metric), row in compared.groupby([f"model_{end}", "metric"]):
+            table = pd.read_parquet(paper / f"results/paper/lens/{model}/mmlu/metrics.parquet")
+            last = table.query("layer == layer.max() and `group` == 'all' and lens == 'logit'")
+            known = last[last["primary"] & last["metric"].eq(metric)]["value"]
+            assert metric == "correction" or row[f"value_{end}"].unique() == pytest.approx(known)
+    page = (paper / "reports/rendered/paper/atlas.html").read_text()
+    assert "Models on the same questions (6)" in page

@@ -31,6 +31,12 @@ def outputs(patterns):
     return zip(*(expand(pattern, **asked_for) for pattern in plain))
 
 
+def of_whole_study(*files):
+    """What shows the whole study: a run of some of its models leaves it as it is."""
+    whole = all(set(OWN[key]) <= set(config[key]) for key in ("models", "questions"))
+    return files if whole else ()
+
+
 def deleted(phase):
     """What is missing of finished jobs: without it no job would ask for what stands between others.
 

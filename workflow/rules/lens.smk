@@ -1,8 +1,8 @@
 # REQUIRED INPUTS: results/{study}/extract/{model}/{questions}/, resources/models/{model}/
 # OUTPUTS: results/{study}/lens/{model}/{questions}/options.parquet, tuned.parquet,
 #          metrics.parquet, phase.json, phases.parquet, recalibration.parquet,
-#          recalibrated-phase.json,
-#          steps.parquet, rivals.parquet;
+#          recalibrated-phase.json, steps.parquet, rivals.parquet;
+#          results/{study}/lens/comparisons.parquet, of the whole study;
 #          metrics/{study}/{model}/{questions}.json and plots/{study}/{model}/{questions}.csv, the
 #          headline numbers and layer curves that Git keeps
 
@@ -21,6 +21,7 @@ rule lens:
                 "rivals.parquet",
             ],
         ),
+        of_whole_study("<results>/lens/comparisons.parquet"),
         deleted("lens"),
 
 
@@ -156,3 +157,41 @@ rule measure_rivals:
         "Measuring rivals of steering for {wildcards.model} on {wildcards.questions}"
     shell:
         stage("measure_rivals")
+
+
+rule measure_comparisons:
+    input:
+        prompts=expand(
+            "<results>/extract/{model}/{questions}/prompts.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        options=expand(
+            "<results>/lens/{model}/{questions}/options.parquet",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+        phases=expand(
+            "<results>/lens/{model}/{questions}/phase.json",
+            model=OWN["models"],
+            questions=OWN["questions"],
+        ),
+    output:
+        table="<results>/lens/comparisons.parquet",
+    log:
+        "<logs>/lens/comparisons.log",
+    benchmark:
+        "<benchmarks>/lens/comparisons.tsv"
+    threads: 1
+    resources:
+        mem_mb=growing(3000),
+        runtime=growing(30),
+    params:
+        **settings("measure_comparisons", config),
+        of_models=[model for model in OWN["models"] for _ in OWN["questions"]],
+        of_questions=OWN["questions"] * len(OWN["models"]),
+        code=digest_of("measure_comparisons"),
+    message:
+        "Comparing all models and question sets of the study"
+    shell:
+        stage("measure_comparisons")

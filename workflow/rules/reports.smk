@@ -43,15 +43,7 @@ rule reports:
             questions=config["questions"],
             kind=["html", "png"],
         ),
-        # these show the whole study: a run of some of its models leaves them as they are
-        expand(
-            "<reports>/{page}",
-            page=(
-                PAGES
-                if all(set(OWN[key]) <= set(config[key]) for key in ("models", "questions"))
-                else []
-            ),
-        ),
+        expand("<reports>/{page}", page=of_whole_study(*PAGES)),
         deleted("reports"),
 
 
@@ -139,6 +131,7 @@ rule render_atlas:
             model=OWN["models"],
             questions=OWN["questions"],
         ),
+        comparisons="<results>/lens/comparisons.parquet",
         templates=list(TEMPLATES.values()),
     output:
         html="<reports>/atlas.html",

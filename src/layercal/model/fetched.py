@@ -27,15 +27,16 @@ def load_fetched(
     ----------
     manifest : Path
     dtype, device, quantize : str
-        As :func:`layercal.model.load`.
+        As :func:`layercal.model.load`; what the model's entry says of ``quantize`` wins.
     threads : int, optional
         Of the CPU; all if left out.
     """
     if threads:
         torch.set_num_threads(threads)
     manifests.restore(manifest)
+    quantize = manifests.quantization(manifest) or quantize
     model = load(manifest.parent, dtype, device, quantize, manifests.trusted(manifest))
     name = manifest.parent.name
     log.info("%s: %d layers, %s on %s", name, model.n_layers, model.dtype, model.device)
-    provenance.note(dtype=str(model.dtype), device=str(model.device))
+    provenance.note(dtype=str(model.dtype), device=str(model.device), quantize=quantize)
     return model

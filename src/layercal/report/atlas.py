@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from layercal.metrics.recalibration import TEMPERATURE
-from layercal.report import pages, words
+from layercal.report import pages, tables, words
 from layercal.report.figures import study
 from layercal.report.figures.registry import Drawing
 from layercal.results import Results, select
+from layercal.steering.verdicts import p_in_words
 
 
 # as notes of a third party on the paper give them; nothing here was measured by this study
@@ -28,6 +29,8 @@ class Reported(NamedTuple):
 
 
 REPORTED = Reported()
+NO_BREAK = "\N{NO-BREAK SPACE}"
+UNFOLDED = 12  # comparisons up to which a table stands open
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def page(reports: dict[str, Results], drawing: Drawing, links: dict[str, str]) -
         headings=list(dict.fromkeys(name for row in rows for name in row)),
         rows=rows,
         missing=Cell("–", ""),
+        compared=[
+            (title, len(frame), pages.table(frame))
+            for title, frame in _compared(next(iter(reports.values())).comparisons)
+        ],
+        unfolded=UNFOLDED,
         claims=pages.table(_claims(reports)),
     )
 
@@ -175,6 +183,38 @@ def _number(
 
 def _depth(layer: int, blocks: int) -> Cell:
     return Cell(f"{layer} ({layer / blocks:.2f})", layer / blocks)
+
+
+def _compared(compared: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Tables of what shares its question set, and of what shares its model, each with a title."""
+    titled = []
+    for title, same, differs in (
+        ("Models on the same questions", "questions", "model"),
+        ("One model, asked in different ways", "model", "questions"),
+    ):
+        alike = compared[compared[f"{same}_a"].eq(compared[f"{same}_b"])]
+        names = {f"{same}_a": same, f"{differs}_a": "A", f"{differs}_b": "B", "n": "n"}
+        rows = [
+            dict(zip(names.values(), pair, strict=True))
+            | {_heading(row["metric"]): _change(row) for row in of.to_dict("records")}
+            for pair, of in alike.groupby([*names], sort=False)
+        ]
+        if rows:
+            titled.append((title, pd.DataFrame(rows)))
+    return titled
+
+
+def _heading(metric: str) -> str:
+    return tables.JUDGED.get(metric, metric)
+
+
+def _change(row: dict) -> str:
+    """What a comparison comes to, in words; lines break between them, not within."""
+    if row["reason"]:
+        return row["outcome"]
+    ends = f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]".replace(" ", NO_BREAK)
+    p = p_in_words(row["p_holm"]).replace(" ", NO_BREAK)
+    return f"{row['outcome']}: {row['change']:+.3f} {ends}, {p}"
 
 
 def _claims(reports: dict[str, Results]) -> pd.DataFrame:

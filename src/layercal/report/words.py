@@ -28,9 +28,14 @@ def what_was_run(results: Results) -> list[str]:
         f"{prompts['n_tokens'].mean():.0f} tokens on average; {left_out} question(s) of the "
         "source left out because their options or answer cannot be read.",
         f"Model: {manifest['source'].get('description', results.model)}, "
-        f"{_origin(manifest['source'])}, licence {manifest['licence']}; "
+        f"{_origin(manifest['source'])}, {_blocks(manifest['source'])}licence "
+        f"{manifest['licence']}; "
         f"{results.phase['final_layer']} blocks.",
     ]
+
+
+def _blocks(source: dict) -> str:
+    return f"blocks in {source['quantize']}, " if "quantize" in source else ""
 
 
 def _origin(source: dict) -> str:

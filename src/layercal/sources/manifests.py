@@ -16,6 +16,11 @@ def restore(manifest: Path) -> None:
     weights.restore(manifest.parent)
 
 
+def quantization(manifest: Path) -> str | None:
+    """How a model's entry asks for its blocks to be quantized; None if it leaves that open."""
+    return json.loads(manifest.read_text()).get("source", {}).get("quantize")
+
+
 def trusted(manifest: Path) -> bool:
     """Whether Python code that comes with a model may run."""
     return json.loads(manifest.read_text()).get("trust_remote_code", False)

@@ -122,6 +122,9 @@ def _provide(
     expected: dict[str, str] | None = None,
 ) -> dict:
     """Bring the files of a source into a folder, through the cache; return their manifest."""
+    asked = source
+    # files are the same however they are loaded, and are fetched and kept once
+    source = {key: value for key, value in asked.items() if key != "quantize"}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
     if kind == "gguf" and Path(source["gguf"]).is_file():  # it may change under its name
         digest.update(sha256(Path(source["gguf"])).encode())
@@ -145,7 +148,7 @@ def _provide(
         finally:
             if kind == "folder":
                 shutil.rmtree(kept, ignore_errors=True)
-    return manifest
+    return manifest | {"source": asked}
 
 
 def _proven(kind: str, source: dict, kept: Path, prove: Prove) -> None:

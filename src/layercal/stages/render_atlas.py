@@ -18,6 +18,7 @@ def render_atlas(
     recalibrations: list[Path],
     recalibrated_phases: list[Path],
     summaries: list[Path],
+    comparisons: Path,
     html: Output,
     pdf: Output,
     csv: Output,
@@ -29,6 +30,7 @@ def render_atlas(
         "recalibration": recalibrations,
         "recalibrated_phase": recalibrated_phases,
         "summary": summaries,
+        "comparisons": [comparisons] * len(pairs),
     }
     files_of = zip(pairs, *lists.values(), strict=True)
     reports = {

@@ -79,8 +79,9 @@ def tokenize_prompts(
 
 
 def _model(manifest: Path) -> str:
-    """Digest of a model's files: models of one tokenizer have the same prompts."""
-    listed = json.loads(manifest.read_text())["files"]
+    """Digest of a model's files and quantization: models of one tokenizer have the same prompts."""
+    listed, quantize = json.loads(manifest.read_text())["files"], manifests.quantization(manifest)
+    listed |= {"quantize": quantize} if quantize else {}
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 

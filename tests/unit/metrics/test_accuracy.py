@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
+from statsmodels.stats.contingency_tables import mcnemar
 
 from layercal.metrics import accuracy
 
@@ -31,6 +32,22 @@ def pairs(gained, lost, n):
 def test_tango_as_published(gained, lost, n, low, high):
     found = accuracy.paired_interval(*pairs(gained, lost, n))
     assert found == pytest.approx((low, high), abs=6e-4)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(5, 300))
+def test_p_of_no_change_is_mcnemars_and_the_inverse_of_the_interval(gained, lost, same):
+    changed = pairs(gained, lost, gained + lost + same)
+    p = accuracy.paired_p(*changed)
+    if gained + lost:
+        expected = mcnemar([[same, gained], [lost, 0]], exact=False, correction=False).pvalue
+        assert p == pytest.approx(expected)
+    else:
+        assert p == 1
+    low, high = accuracy.paired_interval(*changed, level=1 - p) if 1e-9 < p < 1 else (0, 0)
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)
+    copied = [np.repeat(side, 3) for side in changed]
+    cluster = np.repeat(np.arange(gained + lost + same), 3)
+    assert accuracy.paired_p(*copied, cluster) >= p - 1e-9
 
 
 def score(difference, gained, lost, n):

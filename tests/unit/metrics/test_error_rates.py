@@ -105,3 +105,21 @@ def test_what_is_scale_is_decided_only_where_there_is_an_excess(monkeypatch):
     assert all(found["covers 1"] >= 1 - at_most(0.05, 60) for found in of.values())
     calibrated, *_, sharp = of.values()
     assert calibrated["above 0"] <= at_most(0.05, 60) and sharp["above 0"] > 0.95
+
+
+@pytest.mark.parametrize("name", list(error_rates.PARTS["comparison"])[:2])
+def test_models_that_know_as_much_are_seldom_told_apart(name, monkeypatch):
+    found = rates("comparison", name, 281, 100, monkeypatch)
+    for key, rate in found.items():
+        if key.endswith("covers"):
+            assert rate >= 1 - at_most(0.05, 100), key
+        else:
+            assert rate <= at_most(0.05, 100), key
+
+
+def test_what_models_differ_by_is_covered(monkeypatch):
+    found = rates("comparison", "one knows more", 281, 60, monkeypatch)
+    for metric in ("nll", "brier", "accuracy", "ece", "correction"):
+        assert found[f"{metric}, covers"] >= 1 - at_most(0.05, 60), metric
+    assert found["nll, p <= .05"] > 0.7 and found["accuracy, p <= .05"] > 0.7
+    assert found["any stands"] > 0.7

@@ -1,6 +1,7 @@
 """The lens against the model itself and against hooks written here from scratch."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from layercal import InputError, model
-from layercal.model import extract, lens
+from layercal.model import extract, fetched, lens
 from layercal.model.architecture import hook
 
 
@@ -431,6 +432,16 @@ def test_quantized_blocks_under_a_dense_head(tmp_path, quantize, error):
     assert read.check_gate(ids) <= 1e-4
     difference = (read.residuals(ids[None])[0] - dense).norm() / dense.norm()
     assert 1e-4 < difference < error
+
+
+@pytest.mark.parametrize("asked", ["8bit", "none"])
+def test_what_an_entry_says_of_quantizing_wins(tmp_path, asked):
+    tiny("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"files": {}, "source": {"quantize": asked}}))
+    read = fetched.load_fetched(manifest, "float32", "cpu", "none" if asked == "8bit" else "4bit")
+    assert getattr(read.model.config, "quantization_config", None) is None or asked == "8bit"
+    assert (type(read.blocks[0].mlp.down_proj) is torch.nn.Linear) == (asked == "none")
 
 
 def test_quantizing_without_its_package_is_one_clear_error(tmp_path, monkeypatch):

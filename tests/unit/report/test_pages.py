@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from layercal.metrics import comparisons
 from layercal.report import atlas, index, pages, tables
 
 PHASE = {
@@ -53,6 +54,7 @@ def results():
         recalibration=pd.DataFrame(steps).assign(recalibration="temperature"),
         recalibrated_phase={**PHASE, "outcome": "no phase"},
         summary={"claims": [{**CLAIM, "n": 40}]},
+        comparisons=pd.DataFrame(columns=comparisons.COLUMNS),
     )
 
 
@@ -78,6 +80,43 @@ def test_the_atlas_names_the_outcome_and_the_top_letter(results):
     assert page.count("near 0.20") == 2 and '<tr class="reported">' in page
     shown = drawing.data[drawing.data["report"] == "other/q"]
     assert shown["depth"].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+
+
+def compared(a, b, **row):
+    """Row of the table of comparisons: NLL, unless it says otherwise."""
+    names = dict(
+        zip(comparisons.COLUMNS, [*a, *b, 40, "nll", 1.5, 1.2, -0.3, -0.5, -0.1], strict=False)
+    )
+    return {**names, "p": 0.0001, "p_holm": 0.0002, "outcome": "lower", "reason": "", **row}
+
+
+def test_the_atlas_compares_what_shares_its_questions_or_its_model(results):
+    rows = [
+        compared(["m", "q"], ["<other>", "q"]),
+        compared(["m", "q"], ["<other>", "q"], metric="correction", outcome="not applicable")
+        | {"reason": "nothing to correct"},
+        compared(["m", "q"], ["m", "q2"], p_holm=0.25, outcome="undecided"),
+    ]
+    results.comparisons = pd.DataFrame(rows)
+    reports = {"m/q": results}
+    page = atlas.page(reports, atlas.draw(reports), {})
+    assert "Models on the same questions (1)" in page and page.count("<details open>") == 2
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
+    lower = "lower: -0.300 [-0.500, -0.100], p &lt; 0.001"
+    head = '<tr><th scope="col">questions</th><th scope="col">A</th><th scope="col">B</th>'
+    assert head in page and '<th scope="col">correction</th>' in page
+    assert f"<td>q</td><td>m</td><td>&lt;other&gt;</td><td>40</td><td>{lower}</td>" in page
+    assert f"<td>{lower}</td><td>not applicable</td>" in page
+    assert "<td>m</td><td>q</td><td>q2</td><td>40</td><td>undecided: -0.300" in page
+    assert "-0.100], p = 0.25<" in page
+    results.comparisons = pd.DataFrame(rows[:1] * 13).assign(model_b=[f"m{i}" for i in range(13)])
+    assert "<details><summary>" in atlas.page(reports, atlas.draw(reports), {})
+
+
+def test_the_atlas_of_one_reading_compares_nothing(results):
+    reports = {"m/q": results}
+    page = atlas.page(reports, atlas.draw(reports), {})
+    assert "can be compared in this study" in page and "<details" not in page
 
 
 def test_the_index_names_the_outcome(results):

@@ -14,7 +14,7 @@ from fetching import fetch_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from layercal import InputError
-from layercal.sources import weights
+from layercal.sources import manifests, weights
 
 USAGE = namedtuple("usage", "total used free")
 
@@ -92,6 +92,19 @@ def test_code_is_taken_only_if_the_entry_trusts_it(local_model, tmp_path):
     assert weights.verify_manifest(entry_of(local_model), tmp_path / "kept") is None
     fetch_model("mine", entry_of(local_model), tmp_path / "kept")
     assert not (tmp_path / "kept/modeling_mine.py").exists()
+
+
+def test_a_quantization_is_kept_in_the_manifest_and_files_are_made_once(gguf_file, tmp_path, cache):
+    entry = {"gguf": str(gguf_file), "licence": "mine"}
+    asked = [entry, entry | {"quantize": "8bit"}, entry | {"quantize": "4bit"}]
+    kept = [fetch_model(f"m{n}", one, tmp_path / f"m{n}") for n, one in enumerate(asked)]
+    assert [one["source"] for one in kept] == asked
+    assert kept[0]["files"] == kept[1]["files"] == kept[2]["files"]
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+    manifests_of = [tmp_path / f"m{n}/manifest.json" for n in range(3)]
+    assert list(map(manifests.quantization, manifests_of)) == [None, "8bit", "4bit"]
+    changed = fetch_model("m0", asked[1], tmp_path / "m0")
+    assert changed == kept[1] == json.loads(manifests_of[0].read_text())
 
 
 def test_shards_of_which_one_is_missing_are_refused(tmp_path):
