@@ -60,8 +60,14 @@ def test_the_atlas_says_in_which_modes_a_set_was_not_steered(both, tmp_path):
         "summaries": "summary.json",
     }
     paths = {name: [chain.path(file) for chain in both] for name, file in files.items()}
+    read = {
+        name: [chain.path(f"{name}.parquet") for chain in both] for name in ("prompts", "options")
+    }
+    asked = {"of_models": ["m", "m"], "of_questions": ["whole", "alone"]}
+    table = tmp_path / "comparisons.parquet"
+    both[0].comparisons(**asked, **read, phases=paths["phases"], table=table)
     html = tmp_path / "atlas.html"
     named = {"pdf": tmp_path / "atlas.pdf", "csv": tmp_path / "atlas.csv"}
-    render_atlas(pairs=["m/whole", "m/alone"], **paths, html=html, **named)
+    render_atlas(pairs=["m/whole", "m/alone"], **paths, comparisons=table, html=html, **named)
     text = html.read_text()
     assert text.count("not steered so") == 5 and ">nan<" not in text

@@ -109,13 +109,13 @@ def test_every_registered_wheel_is_pinned():
         yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
         for name in ("models", "questions")
     ]
-    lines = [
+    lines = {
         line
         for entries in both
         for entry in entries.values()
         for source in registry.alternatives(entry)
         for line in source.get("wheels", [source["wheel"]] if "wheel" in source else [])
-    ]
+    }
     assert len(lines) == 44
     assert all(len(line.split("--hash=sha256:")[1]) == 64 for line in lines)
 
