@@ -116,7 +116,7 @@ def test_every_registered_wheel_is_pinned():
         for source in registry.alternatives(entry)
         for line in source.get("wheels", [source["wheel"]] if "wheel" in source else [])
     }
-    assert len(lines) == 44
+    assert len(lines) == 34  # of some sets and models it is the same
     assert all(len(line.split("--hash=sha256:")[1]) == 64 for line in lines)
 
 
