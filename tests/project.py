@@ -19,6 +19,10 @@ ANYWHERE = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
 
 
 MARKUP = "<script>alert(1)</script>"
+# what a change of how calibration is measured makes again of the phase lens
+AFTER_CALIBRATION = dict.fromkeys(
+    ("measure_calibration", "measure_steps", "measure_comparisons", "lens"), 1
+)
 
 
 def copy_to(folder: Path) -> Path:
