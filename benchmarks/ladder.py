@@ -11,8 +11,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from layercal import results, study
 from layercal.metrics import accuracy, phase, readings
 
@@ -33,10 +31,8 @@ def detected(read, config):
 def readings_of(root, model, questions):
     """Readings (L + 1, n) through the logit lens: as they are, or averaged over rotations."""
     run = results.Run.load(root / f"extract/{model}/{questions}/prompts.parquet")
-    asked = run.prompts.drop_duplicates("question_id")
     options = run.by_prompt(root / f"lens/{model}/{questions}/options.parquet")
-    orders = readings.from_options(options, pd.factorize(asked["cluster"])[0])
-    return next(iter(orders.values()))
+    return readings.primary(options, run.prompts)
 
 
 def dealt_out(read, seed):

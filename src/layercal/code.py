@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from layercal.files import sha256
+
 SOURCE = Path(__file__).parent
 # no result depends on how a stage is run, or on how files are fetched again by their hashes
 APART = {SOURCE / name for name in ("stages/__init__.py", "sources/manifests.py", "provenance.py")}
@@ -105,6 +107,10 @@ def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:
     list of str
         Paths, sorted; as :func:`seen_from_here`.
     """
+    return sorted(map(seen_from_here, _files_of(*stages, beside=beside)))
+
+
+def _files_of(*stages: str, beside: Iterable[str | Path] = ()) -> set[Path]:
     files: set[Path] = set()
     ahead = {SOURCE / f"stages/{stage}.py" for stage in stages}.union(
         *(imports(Path(path)) for path in beside)
@@ -113,7 +119,7 @@ def code_of(*stages: str, beside: Iterable[str | Path] = ()) -> list[str]:
         path = ahead.pop()
         files.add(path)
         ahead |= imports(path) - files - APART
-    return sorted(map(seen_from_here, files))
+    return files
 
 
 def digest_of(*stages: str, beside: Iterable[str | Path] = ()) -> str:
@@ -122,14 +128,12 @@ def digest_of(*stages: str, beside: Iterable[str | Path] = ()) -> str:
     One param of a rule in place of some twenty input files, each of which Snakemake would follow
     for every job of a large plan.
     """
-    listed = [Path(path) for path in code_of(*stages, beside=beside)]
-    parts = "".join(f"{path.name} {_sha256(path.resolve())}\n" for path in listed)
+    listed = sorted(_files_of(*stages, beside=beside))
+    parts = "".join(f"{path.name} {_sha256(path)}\n" for path in listed)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-@cache
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+_sha256 = cache(sha256)
 
 
 def seen_from_here(path: str | Path) -> str:

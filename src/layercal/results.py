@@ -62,6 +62,16 @@ class Run:
                 digest.update(np.array([len(ids), *ids], "<i8").tobytes())
         return digest.hexdigest()
 
+    @property
+    def option_ids(self) -> list[int]:
+        """Token ids of the option letters, of as many as any question has."""
+        return list(self.prompts["option_ids"].iloc[self.n_options.argmax()])
+
+    @property
+    def n_options(self) -> np.ndarray:
+        """Options of each prompt; (n,)."""
+        return self.prompts["option_ids"].map(len).to_numpy()
+
     def write(self, path: Path, content: pd.DataFrame | dict) -> None:
         """Write a table (parquet), tensors (safetensors) or an object (JSON) of this run."""
         if isinstance(content, pd.DataFrame):

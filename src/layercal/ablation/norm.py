@@ -11,17 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from layercal.metrics import paired
 from layercal.metrics.scoring import Scoring
 from layercal.model import LensModel
+from layercal.model.lens import read_options
 from layercal.results import Residuals
 
 
-@torch.inference_mode()
 def patched(
     model: LensModel, stream: Residuals, option_ids: Tensor, n_options: Tensor
 ) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -42,13 +41,12 @@ def patched(
     layer, norm_layer : int
     logits : array, shape (n, k)
     """
-    lacking = torch.arange(len(option_ids)) >= n_options[:, None]
     layers = range(stream.shape[1])
     for layer in tqdm(layers, desc="norm", unit="layer", disable=None):
         h = stream[:, layer]
         for norm_layer in layers[layer:]:
-            logits = model.option_logits(h, option_ids, frozen_at=stream[:, norm_layer]).cpu()
-            yield layer, norm_layer, logits.masked_fill(lacking, -torch.inf).numpy()
+            of_norm = stream[:, norm_layer]
+            yield layer, norm_layer, read_options(model, h, option_ids, n_options, of_norm)
 
 
 def table(scoring: Scoring, read: Iterator[tuple[int, int, np.ndarray]]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ of NLL from layer to layer, by knowledge and by scale, is divided between the tw
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -14,17 +15,16 @@ import pandas as pd
 from layercal.metrics import paired
 from layercal.metrics.readings import Readings
 from layercal.metrics.recalibration import (
-    KNOWLEDGE,
-    LEVEL,
-    SCALE,
     TEMPERATURE,
     cross_tempered,
     nll_falls,
+    steps,
     temperature_interval,
 )
 from layercal.results import PARTS
 
-COLUMNS = ["first_block", "last_block", "part", "metric", "value", "ci_low", "ci_high"]
+ENDS = ["value", "ci_low", "ci_high"]
+COLUMNS = ["first_block", "last_block", "part", "metric", *ENDS]
 # the table of a model whose blocks have no stream between attention and MLP
 NOTHING = pd.DataFrame({name: pd.Series(dtype=float) for name in COLUMNS})
 
@@ -70,25 +70,26 @@ def table(read: Readings, fold: np.ndarray, peak: int) -> pd.DataFrame:
         (Bonferroni), and the ``temperature`` that fits the stream after the part, with its own. Of
         the blocks above the peak: the sum of their steps, each with its own interval.
     """
-    falls = nll_falls(read, cross_tempered(read.logits, read.answer, fold))
-    level = 1 - LEVEL / (len(read.logits) - 1)
-    fitted = temperature_interval(read.logits, read.answer, read.cluster)
-    rows = []
-    for place in range(len(read.logits) - 1):
-        block, part = place // 2 + 1, PARTS[place % 2]
-        for metric, fall in falls.items():
-            step = paired.mean_change(fall[place], read.cluster)
-            rows.append((block, block, part, metric, step.value, *step.interval(level)))
-        rows.append((block, block, part, TEMPERATURE, *(ends[place + 1] for ends in fitted)))
-    rows += _totals(falls, read.cluster, peak)
+    tempered = cross_tempered(read.logits, read.answer, fold)
+    fitted = np.stack(temperature_interval(read.logits, read.answer, read.cluster), -1)
+    found = [
+        (row["layer"], row["metric"], *(row[end] for end in ENDS)) for row in steps(read, tempered)
+    ]
+    found += [(place, TEMPERATURE, *ends) for place, ends in enumerate(fitted) if place]
+    rows = [_single(*row) for row in sorted(found, key=itemgetter(0))]
+    rows += _totals(nll_falls(read, tempered), read.cluster, peak)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _single(place: int, metric: str, *ends: float) -> tuple:
+    """Row of the part that ends at a place among layers and middles."""
+    block, part = (place + 1) // 2, PARTS[(place - 1) % 2]
+    return block, block, part, metric, *ends
+
+
 def _totals(falls: dict[str, np.ndarray], cluster: np.ndarray, peak: int) -> Iterator[tuple]:
-    last = len(falls[SCALE]) // 2
-    if peak == last:
-        return
-    for metric in (KNOWLEDGE, SCALE):
-        for place, part in enumerate(PARTS):
-            total = paired.mean_change(falls[metric][2 * peak + place :: 2].sum(0), cluster)
-            yield (peak + 1, last, part, metric, total.value, *total.interval())
+    for metric, by_part in falls.items():
+        last = len(by_part) // 2
+        for place, part in enumerate(PARTS if peak < last else ()):
+            total = paired.mean_change(by_part[2 * peak + place :: 2].sum(0), cluster)
+            yield peak + 1, last, part, metric, total.value, *total.interval()

@@ -192,6 +192,20 @@ def from_options(options: pd.DataFrame, cluster: np.ndarray | None = None) -> di
     }
 
 
+def primary(options: pd.DataFrame, prompts: pd.DataFrame) -> Readings:
+    """Readings (L + 1, n) of each question in the primary order of its options.
+
+    Parameters
+    ----------
+    options : DataFrame
+        As of :func:`from_options`.
+    prompts : DataFrame
+        With the ``cluster`` of each question.
+    """
+    asked = prompts.drop_duplicates("question_id")
+    return next(iter(from_options(options, pd.factorize(asked["cluster"])[0]).values()))
+
+
 def metric_table(
     read: Readings, n_bins: Sequence[int], min_count: Sequence[int], draws: int, seed: int
 ) -> pd.DataFrame:
@@ -253,6 +267,15 @@ def groups(prompts: pd.DataFrame) -> dict[Group, np.ndarray]:
         if inside.any():
             members[Group("flag", name)] = inside
     return members
+
+
+def large_groups(prompts: pd.DataFrame, min_group: int) -> dict[Group, np.ndarray]:
+    """Those of :func:`groups` that hold so many clusters of questions; subjects are left out."""
+    return {
+        group: inside
+        for group, inside in groups(prompts).items()
+        if group.kind != "subject" and prompts.loc[inside, "cluster"].nunique() >= min_group
+    }
 
 
 def group_table(

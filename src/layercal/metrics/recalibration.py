@@ -349,12 +349,7 @@ def steps(read: Readings, tempered: np.ndarray) -> Iterator[dict]:
 def nll_falls(read: Readings, tempered: np.ndarray) -> dict[str, np.ndarray]:
     """By how much NLL of each question falls from each layer to the next.
 
-    Parameters
-    ----------
-    read : Readings
-        ``logits`` of shape (layers, n, k).
-    tempered : array, shape (layers, n, k)
-        From :func:`cross_tempered`.
+    Parameters as of :func:`steps`.
 
     Returns
     -------

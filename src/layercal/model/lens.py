@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,35 @@ def read(
         "option_mass": torch.cat(mass).reshape(shape),
         "entropy": torch.cat(entropy).reshape(shape),
     }
+
+
+@torch.inference_mode()
+def read_options(
+    model: LensModel,
+    residuals: Tensor,
+    option_ids: Tensor,
+    n_options: Tensor,
+    frozen_at: Tensor | None = None,
+) -> np.ndarray:
+    """Read residuals of questions on their options only, at once.
+
+    Parameters
+    ----------
+    model : LensModel
+    residuals : Tensor, shape (n, d)
+    option_ids : Tensor, shape (n_options,)
+    n_options : Tensor of int, shape (n,)
+        -inf stands for options that a question has not.
+    frozen_at : Tensor, shape (n, d), optional
+        As of :meth:`layercal.model.LensModel.option_logits`.
+
+    Returns
+    -------
+    array, shape (n, n_options)
+    """
+    lacking = torch.arange(len(option_ids)) >= n_options[:, None]
+    logits = model.option_logits(residuals, option_ids, frozen_at).cpu()
+    return logits.masked_fill(lacking, -torch.inf).numpy()
 
 
 PENALTIES = torch.logspace(-3, 3, 13)

@@ -45,7 +45,7 @@ def ablate_blocks(
     model = load_fetched(manifest, dtype, device, quantize, threads)
     lowest = min(reached.peak_layer + 1, model.n_layers)
     above = at["means"][lowest - 1 :]
-    n_options = run.prompts["option_ids"].map(len).max()
+    n_options = run.n_options.max()
     whole = torch.full((len(read["rows"]), n_options), -torch.inf)
     without = torch.full((len(whole), len(above), len(PARTS), n_options), -torch.inf)
     label = f"{manifest.parent.name}: ablating blocks, shard {shard}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from layercal import InputError, results
 from layercal.ablation import neurons, nullspace
 from layercal.ablation.table import NOTHING, Ablated, ablations
 from layercal.metrics.scoring import Scoring
-from layercal.model import LensModel
 from layercal.model.fetched import load_fetched
+from layercal.model.lens import read_options
 from layercal.stages import Output, log
 
 
@@ -42,18 +43,18 @@ def ablate_neurons(
     scoring = Scoring.of_prompts(
         run.prompts, accuracy_margin=accuracy_margin, n_bins=n_bins, draws=draws, seed=seed
     )
+    options = torch.tensor(run.option_ids), torch.tensor(run.n_options)
     try:
         last = neurons.find_neurons(model)
         active = torch.cat([shard["neurons"] for shard in shards])
         described = neurons.describe(model, last, nullspace.effective_unembedding(model), rules)
         rows = _effects(
             scoring,
-            model,
+            lambda h, frozen_at=None: read_options(model, h, *options, frozen_at),
             last,
             _sets(described, n_neurons, random, seed),
             final=results.Residuals([shard["residuals"] for shard in shards], order)[:, -1].float(),
             active=active[order].float(),
-            options=run.prompts["option_ids"],
         )
     except InputError as error:
         log.info("entropy neurons left out: %s", error)
@@ -78,22 +79,14 @@ def _sets(described: pd.DataFrame, count: int, random: int, seed: int) -> dict[A
 
 def _effects(
     scoring: Scoring,
-    model: LensModel,
+    read: Callable[..., np.ndarray],
     last: neurons.Neurons,
     sets: dict[Ablated, list[int]],
     *,
     final: torch.Tensor,
     active: torch.Tensor,
-    options: pd.Series,
 ) -> pd.DataFrame:
     """A row a set of neurons, with the final norm live and with its scale frozen."""
-    option_ids = torch.tensor(max(options, key=len))
-    lacking = torch.arange(len(option_ids)) >= torch.tensor(options.map(len).to_numpy())[:, None]
-
-    def read(changed: torch.Tensor, frozen_at: torch.Tensor | None = None) -> np.ndarray:
-        logits = model.option_logits(changed, option_ids, frozen_at).cpu()
-        return logits.masked_fill(lacking, -torch.inf).numpy()
-
     without: dict[str, dict] = {"live": {}, "frozen": {}}
     changed = neurons.without_neurons(last, final, active, active.mean(0), sets.values())
     for ablated, h in zip(sets, changed, strict=True):

@@ -44,11 +44,7 @@ def evaluate_steering(
         draws=draws,
         seed=seed,
     )
-    groups = {
-        group: inside
-        for group, inside in readings.groups(run.prompts).items()
-        if run.prompts.loc[inside, "cluster"].nunique() >= min_group and group.kind != "subject"
-    }
+    groups = readings.large_groups(run.prompts, min_group)
     parts = {readings.Group(): (swept, reached.above_chance)}
     for group in (one for one in groups if one.kind == "language"):
         part = swept.take(groups[group])

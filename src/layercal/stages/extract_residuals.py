@@ -38,7 +38,7 @@ def extract_residuals(
         shard,
         shards,
         f"{manifest.parent.name}: residuals, shard {shard}",
-        torch.tensor(max(run.prompts["option_ids"], key=len)),
+        torch.tensor(run.option_ids),
     )
     if len(found["rows"]) and "neurons" not in found:
         log.info(

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from layercal import files, results
@@ -66,12 +65,11 @@ def measure_calibration(
             )
             tables.append(table.assign(lens=lens, order=order))
         order, read = next(iter(orders.items()))
-        for group, inside in groups.items():
+        for group, inside in readings.large_groups(asked, min_group).items():
             part = read.take(inside)
-            if group.kind != "subject" and len(np.unique(part.cluster)) >= min_group:
-                found[lens, group] = of_readings(
-                    part, draws=draws, seed=seed, tolerance=tolerance, n_bins=n_bins[0]
-                )
+            found[lens, group] = of_readings(
+                part, draws=draws, seed=seed, tolerance=tolerance, n_bins=n_bins[0]
+            )
     whole = found["logit", readings.Group()]
     whole = replace(whole, order=order, tuned=found["tuned", readings.Group()])
     table = pd.concat(tables)

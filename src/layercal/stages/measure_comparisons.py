@@ -42,7 +42,7 @@ def _reading(
     reached = Phase.from_json(run.read(phase))
     table = run.by_prompt(options)
     ends = table[table["layer"].isin([reached.peak_layer, reached.final_layer])]
-    read = next(iter(readings.from_options(ends).values()))
+    read = readings.primary(ends, run.prompts)
     asked = run.prompts.drop_duplicates("question_id").set_index("question_id")
     return comparisons.Reading(
         model=model,

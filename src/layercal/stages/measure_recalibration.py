@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from layercal import results
@@ -32,14 +31,13 @@ def measure_recalibration(
     """Write scores of the logit lens before and after, and the phase of the tempered readings."""
     run = results.Run.load(prompts)
     asked = run.prompts.drop_duplicates("question_id")
-    cluster = pd.factorize(asked["cluster"])[0]
-    read = next(iter(readings.from_options(run.by_prompt(options), cluster).values()))
+    read = readings.primary(run.by_prompt(options), run.prompts)
     fold = np.array(questions.folds(asked["cluster"].tolist(), folds, seed))
-    weights = resampling.cluster_weights(cluster, draws, seed)
+    weights = resampling.cluster_weights(read.cluster, draws, seed)
     with threadpool_limits(1):  # many small fits, which threads only slow down
         scaled = _scaled(read, fold)
         run.write(recalibration, table(read, scaled, fold, weights, n_bins, seed))
-    tempered = readings.Readings(scaled[TEMPERATURE], read.answer, {}, cluster)
+    tempered = readings.Readings(scaled[TEMPERATURE], read.answer, {}, read.cluster)
     left = of_readings(tempered, draws=draws, seed=seed, tolerance=tolerance, n_bins=n_bins)
     run.write(phase, left.to_json())
     log.info("With a temperature for each layer: %s", left.reason)

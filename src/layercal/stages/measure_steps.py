@@ -35,13 +35,9 @@ def measure_steps(
         run.write(steps, halves.NOTHING)
         return
     asked = run.prompts.drop_duplicates("question_id")
-    cluster = pd.factorize(asked["cluster"])[0]
     fold = np.array(questions.folds(asked["cluster"].tolist(), folds, seed))
     logits = torch.cat([shard["mid_logits"] for shard in shards])[order].numpy()
-    read = (
-        next(iter(readings.from_options(table, cluster).values()))
-        for table in (layers, _middles(layers, logits))
-    )
+    read = (readings.primary(table, run.prompts) for table in (layers, _middles(layers, logits)))
     with threadpool_limits(1):  # many small fits, which threads only slow down
         run.write(steps, halves.table(halves.with_middles(*read), fold, reached.peak_layer))
 

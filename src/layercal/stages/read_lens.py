@@ -34,8 +34,7 @@ def read_lens(
     """Write one row a prompt and layer, of both lenses."""
     run = results.Run.load(prompts)
     stream = results.Residuals.load(residuals, run)
-    n_options = torch.tensor(run.prompts["option_ids"].map(len).to_numpy())
-    option_ids = torch.tensor(max(run.prompts["option_ids"], key=len))
+    n_options, option_ids = torch.tensor(run.n_options), torch.tensor(run.option_ids)
     model = load_fetched(manifest, dtype, device, quantize, threads)
     fold = torch.tensor(questions.folds(run.prompts["cluster"].tolist(), folds, seed))
     by_layer, by_layer_tuned, final = [], [], stream[:, -1]

@@ -46,7 +46,7 @@ def steer_prompts(
         run.write(logits, {"rows": read["rows"]})
         return
     model = load_fetched(manifest, dtype, device, quantize, threads)
-    n_options = run.prompts["option_ids"].map(len).max()
+    n_options = run.n_options.max()
     closed = "lens" in modes and reads_in_closed_form(model)
     at_layer = ClosedForm(model, fitted, alphas) if closed else None
     others = [mode for mode in modes if mode != "lens" or not closed]

@@ -55,6 +55,26 @@ class _Span:
         return (-eta if self.how == "subtract" else eta)[..., None]
 
 
+@dataclass
+class _Question:
+    """Residuals of a question at the layers, and what is the same however they are changed.
+
+    Attributes
+    ----------
+    h, seen : Tensor, shape (layers, d)
+        As they are, and as the final norm sees them.
+    products : Tensor, shape (layers, n_options)
+        With the option rows.
+    square : Tensor, shape (layers,)
+        Mean square of ``seen``.
+    """
+
+    h: Tensor
+    seen: Tensor
+    products: Tensor
+    square: Tensor
+
+
 class ClosedForm:
     """Sweeps of prompts read at the steered layer.
 
@@ -95,36 +115,38 @@ class ClosedForm:
 
     def _read_all(self, residuals: Tensor, option_ids: Tensor, own: int) -> Iterator[tuple]:
         """What is read of each variant, and last of the controls; see :meth:`_read`."""
-        h = residuals[self.layers].double().cpu()
         eta = self.fitted.norms[:, own, self.layers].T.double()[..., None] * self.alphas
         readout, spans = self._known(option_ids, own)
+        h = residuals[self.layers].double().cpu()
+        seen = as_seen(self.model, h)
+        question = _Question(h, seen, seen @ readout.rows.T, seen.square().mean(-1))
         along = self._along(h, own)
-        seen = self._along(as_seen(self.model, h), own) if self.model.norm_map[2] else along
+        along_seen = self._along(seen, own) if self.model.norm_map[2] else along
         # unsteered, a layer reads what the lens reads of it, to the last digit
-        rounding = self.model.option_logits(residuals[self.layers], option_ids).cpu()
-        rounding = (rounding - _unsteered(readout, as_seen(self.model, h)))[:, None, None]
-        for span, *products in zip(spans, along, seen, strict=True):
+        still = self.model.option_logits(residuals[self.layers], option_ids).cpu()
+        rounding = (still - readout.logits(question.products, question.square))[:, None, None]
+        for span, *by_row in zip(spans, along, along_seen, strict=True):
             of_fits = eta if span is not spans[-1] else eta[:, [own]]
-            live, frozen, growth = self._read(readout, h, span, of_fits, *products)
+            live, frozen, growth = self._read(readout, question, span, of_fits, *by_row)
             yield live + rounding, frozen + rounding, growth
 
     def _read(
         self,
         readout: OptionReadout,
-        h: Tensor,
+        question: _Question,
         span: _Span,
         eta: Tensor,
         along: Tensor,
         along_seen: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Live and frozen logits (layers, F, alphas, n_options), and growth (layers, F, alphas)."""
-        seen, c = as_seen(self.model, h), span.coefficients(eta, self.alphas, along)
-        products = (seen @ readout.rows.T)[:, None, None] + c @ span.read
-        square = _square(seen, c, along_seen, span.seen)
+        h, c = question.h, span.coefficients(eta, self.alphas, along)
+        products = question.products[:, None, None] + c @ span.read
+        square = _square(question.seen, c, along_seen, span.seen)
         if span.how == "rotate":
             kept = h.square().sum(-1)[:, None, None] / _square(h, c, along, span.inner)
             products, square = products * kept.sqrt()[..., None], square * kept
-        mean, before = square / h.shape[-1], seen.square().mean(-1)[:, None, None]
+        mean, before = square / h.shape[-1], question.square[:, None, None]
         live, frozen = readout.logits(products, mean), readout.logits(products, mean, before)
         return live, frozen, (mean / before).sqrt().float()
 
@@ -160,11 +182,6 @@ class ClosedForm:
                 spans.append(_Span(how, *products))
             self.known[key] = readout, spans
         return self.known[key]
-
-
-def _unsteered(readout: OptionReadout, seen: Tensor) -> Tensor:
-    """Logits (layers, n_options) of residuals as the final norm sees them."""
-    return readout.logits(seen @ readout.rows.T, seen.square().mean(-1))
 
 
 def _parts(joined: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
