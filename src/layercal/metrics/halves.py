@@ -68,7 +68,8 @@ def table(read: Readings, fold: np.ndarray, peak: int) -> pd.DataFrame:
         Of a block: ``knowledge_step`` and ``scale_step`` as of
         :func:`layercal.metrics.recalibration.steps`, their intervals for all parts at once
         (Bonferroni), and the ``temperature`` that fits the stream after the part, with its own. Of
-        the blocks above the peak: the sum of their steps, each with its own interval.
+        the blocks above the peak, if there are several: the sum of their steps, each with its own
+        interval.
     """
     tempered = cross_tempered(read.logits, read.answer, fold)
     fitted = np.stack(temperature_interval(read.logits, read.answer, read.cluster), -1)
@@ -90,6 +91,6 @@ def _single(place: int, metric: str, *ends: float) -> tuple:
 def _totals(falls: dict[str, np.ndarray], cluster: np.ndarray, peak: int) -> Iterator[tuple]:
     for metric, by_part in falls.items():
         last = len(by_part) // 2
-        for place, part in enumerate(PARTS if peak < last else ()):
+        for place, part in enumerate(PARTS if peak + 1 < last else ()):
             total = paired.mean_change(by_part[2 * peak + place :: 2].sum(0), cluster)
             yield peak + 1, last, part, metric, total.value, *total.interval()
